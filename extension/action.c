@@ -1,0 +1,2 @@
+/* action.c - to be written */
+#include "postgres.h"

@@ -1,0 +1,2 @@
+/* expression.c - to be written */
+#include "postgres.h"

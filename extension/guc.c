@@ -1,0 +1,105 @@
+/*
+ * guc.c - every setting of cutover, sorted by name.
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "utils/guc.h"
+
+#include "guc.h"
+
+int			cutover_guc_apply_batch_rows = 50000;
+int			cutover_guc_apply_memory = 64 * 1024;
+int			cutover_guc_capture = CUTOVER_CAPTURE_MARK;
+int			cutover_guc_copy_chunk_size = 64;
+int			cutover_guc_copy_jobs = 4;
+int			cutover_guc_copy_max_rate = 0;
+int			cutover_guc_lease_time = 15;
+int			cutover_guc_lock_timeout = 500;
+int			cutover_guc_network_timeout = 60;
+int			cutover_guc_queue_limit = 0;
+int			cutover_guc_queue_segment_size = 256;
+int			cutover_guc_retry_max_delay = 10000;
+int			cutover_guc_spill_size = 1024;
+
+static const struct config_enum_entry capture_options[] = {
+	{"strict", CUTOVER_CAPTURE_STRICT, false},
+	{"mark", CUTOVER_CAPTURE_MARK, false},
+	{"off", CUTOVER_CAPTURE_OFF, false},
+	{NULL, 0, false}
+};
+
+/*
+ * Define all settings.
+ */
+void
+cutover_guc_init(void)
+{
+	DefineCustomIntVariable("cutover.apply_batch_rows",
+							"Number of changes after which the replicator commits on new.",
+							"Larger sets coalesce more and cost less for each change; smaller ones show sooner.",
+							&cutover_guc_apply_batch_rows, 50000, 1, INT_MAX,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.apply_memory",
+							"Memory in which a replicator collects changes before it writes them to new.",
+							"A larger transaction is sent in several sets, and still committed at once.",
+							&cutover_guc_apply_memory, 64 * 1024, 1024, MAX_KILOBYTES,
+							PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
+	DefineCustomEnumVariable("cutover.capture",
+							 "What happens when a change can't be captured.",
+							 "strict: the transaction fails. mark: it succeeds and the table is marked for resync. off: nothing is captured.",
+							 &cutover_guc_capture, CUTOVER_CAPTURE_MARK, capture_options,
+							 PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.copy_chunk_size",
+							"Size of the parts in which a table is copied.",
+							"No snapshot on old lives longer than the copy of one part.",
+							&cutover_guc_copy_chunk_size, 64, 1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MB, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.copy_jobs",
+							"Number of copiers, and of indexes built on new, at the same time.",
+							"Each needs one of max_worker_processes.",
+							&cutover_guc_copy_jobs, 4, 1, 64,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.copy_max_rate",
+							"Bytes a second that all copiers of a target together may send.",
+							"Zero means no limit.",
+							&cutover_guc_copy_max_rate, 0, 0, MAX_KILOBYTES,
+							PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.lease_time",
+							"Time after which another instance of this server may take over the work on new.",
+							"A copy of this server's files stays inert while the original renews its lease.",
+							&cutover_guc_lease_time, 15, 2, 3600,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.lock_timeout",
+							"How long our own schema changes wait for a lock before they give way and try again.",
+							"Applications queue behind such a wait.",
+							&cutover_guc_lock_timeout, 500, 10, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.network_timeout",
+							"Time without an answer from new after which a connection counts as lost.",
+							"Zero waits for ever. Index builds are exempt.",
+							&cutover_guc_network_timeout, 60, 0, INT_MAX / 1000,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.queue_limit",
+							"Size of a target's queue at which changes count as not capturable.",
+							"Zero means no limit. See cutover.capture.",
+							&cutover_guc_queue_limit, 0, 0, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MB, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.queue_segment_size",
+							"Size at which a queue segment is closed and the next one used.",
+							"A segment is truncated as a whole once new has everything in it and in the next.",
+							&cutover_guc_queue_segment_size, 256, 1, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MB, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.retry_max_delay",
+							"Longest pause between two attempts to reach new.",
+							NULL,
+							&cutover_guc_retry_max_delay, 10000, 100, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.spill_size",
+							"Changes of one transaction that a backend keeps in memory before it writes them to the queue.",
+							NULL,
+							&cutover_guc_spill_size, 1024, 0, MAX_KILOBYTES,
+							PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
+	MarkGUCPrefixReserved("cutover");
+}

@@ -1,0 +1,2 @@
+/* monitor.c - to be written */
+#include "postgres.h"

@@ -1,0 +1,2 @@
+/* partition.c - to be written */
+#include "postgres.h"

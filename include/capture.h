@@ -1,0 +1,21 @@
+/*
+ * capture.h - from row changes to queue blocks; runs in the client's backend.
+ */
+#ifndef CUTOVER_CAPTURE_H
+#define CUTOVER_CAPTURE_H
+
+extern void cutover_capture_init(void);
+
+/*
+ * Put a control entry into the queue of a target, as part of the current
+ * transaction and in order with its row changes.  kind: CUTOVER_CONTROL_*.
+ */
+extern void cutover_capture_control(int32 target_id, int32 table_id, char kind, const char *text);
+
+/* Changes of this process are not captured (our own apply). */
+extern bool cutover_capture_disabled;
+
+/* Rewrites done by this process are not marked for resync (cutover_run_ddl does the same on new). */
+extern bool cutover_capture_rewrite_is_ours;
+
+#endif							/* CUTOVER_CAPTURE_H */

@@ -1,0 +1,45 @@
+/*
+ * compat.h - the one place that knows about PostgreSQL versions (15 to 18).
+ *
+ * Wrappers carry the signature of the newest version and the suffix _compat.
+ */
+#ifndef CUTOVER_COMPAT_H
+#define CUTOVER_COMPAT_H
+
+#if PG_VERSION_NUM < 150000 || PG_VERSION_NUM >= 190000
+#error "cutover supports PostgreSQL 15 to 18"
+#endif
+
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+#include "storage/proc.h"
+#include "utils/wait_event.h"
+
+/* 17: a process is known by its number, no longer by a field of PGPROC */
+static inline int
+cutover_my_procno_compat(void)
+{
+#if PG_VERSION_NUM >= 170000
+	return MyProcNumber;
+#else
+	return MyProc->pgprocno;
+#endif
+}
+
+/* 17: wait events of extensions have names */
+static inline uint32
+cutover_wait_event_compat(uint32 *cache, const char *name)
+{
+#if PG_VERSION_NUM >= 170000
+	if (*cache == 0)
+		*cache = WaitEventExtensionNew(name);
+	return *cache;
+#else
+	(void) cache;
+	(void) name;
+	return PG_WAIT_EXTENSION;
+#endif
+}
+
+#endif							/* CUTOVER_COMPAT_H */

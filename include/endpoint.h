@@ -1,0 +1,76 @@
+/*
+ * endpoint.h - a connection to new.  worker/endpoint.c is the only file that knows libpq.
+ *
+ * Every function may raise an ERROR: a failed statement with the SQLSTATE that
+ * new gave and the context "remote SQL command: ..."; a lost connection as
+ * 08006; a connection that could not be made as 08001; no answer within the
+ * limit as 08006 too (the connection is given up then).  No message holds a
+ * conninfo or a password.  Every wait reaches CHECK_FOR_INTERRUPTS and wakes
+ * up by the process latch, which it resets.  Results live in the caller's
+ * memory context.  An endpoint lives until closed (or process exit) and
+ * survives errors: after one, call cutover_endpoint_reset().
+ */
+#ifndef CUTOVER_ENDPOINT_H
+#define CUTOVER_ENDPOINT_H
+
+typedef struct CutoverEndpoint CutoverEndpoint;
+
+/* Rows of text values, row by row; NULL pointer = SQL NULL. */
+typedef struct CutoverRows
+{
+	int			nrows;
+	int			ncols;
+	char	  **values;			/* nrows * ncols */
+	uint64		affected;		/* command tag's count, else 0 */
+} CutoverRows;
+
+#define CUTOVER_CELL(r, row, col) ((r)->values[(row) * (r)->ncols + (col)])
+
+/* A statement parameter: text if binary is false.  data NULL = SQL NULL. */
+typedef struct CutoverParam
+{
+	const char *data;
+	int			len;			/* bytes, used if binary */
+	bool		binary;
+} CutoverParam;
+
+/* Connect through a foreign server and the mapping that the current user has there, or through keywords given. */
+extern CutoverEndpoint *cutover_endpoint_connect(const char *server, const char *application);
+extern CutoverEndpoint *cutover_endpoint_connect_info(const char *conninfo, const char *application);
+extern void cutover_endpoint_close(CutoverEndpoint *ep);
+
+/* Roll back, leave COPY and pipeline mode; false if the connection is unusable (close it then).  Never raises. */
+extern bool cutover_endpoint_reset(CutoverEndpoint *ep);
+
+extern int	cutover_endpoint_server_version(CutoverEndpoint *ep);
+
+/* Seconds without an answer after which a statement counts as lost; 0 = wait for ever.  Returns the former value. */
+extern int	cutover_endpoint_set_timeout(CutoverEndpoint *ep, int seconds);
+
+/* One statement, or several in sql if nparams = 0 (result of the last). */
+extern CutoverRows *cutover_endpoint_exec(CutoverEndpoint *ep, const char *sql);
+extern CutoverRows *cutover_endpoint_exec_params(CutoverEndpoint *ep, const char *sql, int nparams, const char *const *values);
+
+/*
+ * Pipeline: queue sends a statement (prepared under the hood the first time a
+ * text is seen, kept prepared), not waiting for its result; sync waits for all
+ * of them and raises the first failure (the rest was skipped by new).
+ * Parameters are copied.  The sum of affected rows of the statements queued
+ * with count = true is returned by sync.
+ */
+extern void cutover_endpoint_queue(CutoverEndpoint *ep, const char *sql, int nparams, const CutoverParam *params, bool count);
+extern uint64 cutover_endpoint_sync(CutoverEndpoint *ep);
+
+/* COPY ... FROM STDIN: data in pieces of any size; end returns the rows copied.  An error midway: reset. */
+extern void cutover_endpoint_copy_begin(CutoverEndpoint *ep, const char *sql);
+extern void cutover_endpoint_copy_data(CutoverEndpoint *ep, const char *data, int len);
+extern uint64 cutover_endpoint_copy_end(CutoverEndpoint *ep);
+
+/*
+ * For client backends: the connection to a target that is kept for the rest of
+ * the local transaction, with a remote transaction that commits just before
+ * the local one does and rolls back with it.
+ */
+extern CutoverEndpoint *cutover_endpoint_in_xact(const char *server);
+
+#endif							/* CUTOVER_ENDPOINT_H */

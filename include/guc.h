@@ -1,0 +1,30 @@
+/*
+ * guc.h - settings. Defined and documented in extension/guc.c.
+ */
+#ifndef CUTOVER_GUC_H
+#define CUTOVER_GUC_H
+
+typedef enum CutoverCapturePolicy
+{
+	CUTOVER_CAPTURE_STRICT,		/* the user's transaction fails */
+	CUTOVER_CAPTURE_MARK,		/* the table is marked for resync */
+	CUTOVER_CAPTURE_OFF			/* nothing is captured */
+} CutoverCapturePolicy;
+
+extern int	cutover_guc_apply_batch_rows;	/* changes in one apply transaction, soft limit */
+extern int	cutover_guc_apply_memory;	/* kB */
+extern int	cutover_guc_capture;	/* CutoverCapturePolicy */
+extern int	cutover_guc_copy_chunk_size;	/* MB */
+extern int	cutover_guc_copy_jobs;
+extern int	cutover_guc_copy_max_rate;	/* kB/s over all copiers, 0 = no limit */
+extern int	cutover_guc_lease_time; /* s */
+extern int	cutover_guc_lock_timeout;	/* ms: our own DDL on tables in use, on either side */
+extern int	cutover_guc_network_timeout;	/* s without any answer from new, 0 = for ever */
+extern int	cutover_guc_queue_limit;	/* MB, 0 = no limit */
+extern int	cutover_guc_queue_segment_size; /* MB: rotate when larger */
+extern int	cutover_guc_retry_max_delay;	/* ms */
+extern int	cutover_guc_spill_size; /* kB of changes kept in a backend before a block is written */
+
+extern void cutover_guc_init(void);
+
+#endif							/* CUTOVER_GUC_H */

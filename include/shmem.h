@@ -1,0 +1,73 @@
+/*
+ * shmem.h - wake-ups, acknowledgements and counters shared by all processes.
+ *
+ * Nothing durable lives here and no correctness depends on it: a slot may be
+ * lost at any time (server restart) and is then filled again.  The memory comes
+ * from the server's allowance for libraries that were not preloaded, so it is
+ * small and of fixed size.
+ */
+#ifndef CUTOVER_SHMEM_H
+#define CUTOVER_SHMEM_H
+
+#include "datatype/timestamp.h"
+#include "port/atomics.h"
+#include "storage/condition_variable.h"
+#include "storage/spin.h"
+
+#define CUTOVER_MAX_SLOTS 16
+#define CUTOVER_TEXT_LEN 384
+
+/* What a replicator says of itself; copied in and out as a whole under the slot's mutex. */
+typedef struct CutoverStats
+{
+	uint64		applied_changes;
+	double		changes_per_s;
+	uint64		retries;
+	int64		lag_us;			/* microseconds; -1 = not measured yet */
+	uint64		acked_k;		/* last window that new has confirmed */
+	TimestampTz acked_at;		/* when the snapshot of that window was taken */
+	TimestampTz last_error_at;
+	char		waiting_for[CUTOVER_TEXT_LEN];
+	char		last_error[CUTOVER_TEXT_LEN];
+} CutoverStats;
+
+/* One replicator (database, target).  dboid, target_id and pid are guarded by the state's lock. */
+typedef struct CutoverSlot
+{
+	Oid			dboid;			/* InvalidOid = slot is free */
+	int32		target_id;
+	pid_t		pid;			/* 0 = no worker attached */
+	int			procno;			/* of the worker; valid while pid != 0 */
+	TimestampTz last_start;		/* paces restarts */
+	uint32		generation;		/* +1 at every attach */
+	pg_atomic_uint64 wanted;	/* tickets drawn by sessions that wait */
+	pg_atomic_uint64 served;	/* highest ticket whose commits new has */
+	pg_atomic_uint32 dirty;		/* somebody committed since the worker last looked */
+	ConditionVariable cv;		/* broadcast when served moves or the worker's state does */
+	slock_t		mutex;			/* protects stats only */
+	CutoverStats stats;
+} CutoverSlot;
+
+/* Attach to the shared memory; false where the server has no room left for us. */
+extern bool cutover_shmem_attach(void);
+
+/* The slot of a target of this database, made if create; NULL if none or all are taken. */
+extern CutoverSlot *cutover_shmem_slot(int32 target_id, bool create);
+
+/* A worker takes a slot (false: another live worker has it) and gives it back. */
+extern bool cutover_shmem_attach_worker(CutoverSlot *slot);
+extern void cutover_shmem_detach_worker(CutoverSlot *slot);
+
+/* Forget a target. */
+extern void cutover_shmem_free_slot(int32 target_id);
+
+/* Wake the worker of a slot; cheap, callable after commit, never raises an error. */
+extern void cutover_shmem_wake(CutoverSlot *slot);
+
+extern void cutover_shmem_get_stats(CutoverSlot *slot, CutoverStats *stats);
+extern void cutover_shmem_set_stats(CutoverSlot *slot, const CutoverStats *stats);
+
+/* A value that differs between two postmasters, also between a server and a clone of its files. */
+extern const char *cutover_shmem_instance(void);
+
+#endif							/* CUTOVER_SHMEM_H */

@@ -1,0 +1,2 @@
+/* action_worker.c - to be written */
+#include "postgres.h"

@@ -1,0 +1,2 @@
+/* batch.c - to be written */
+#include "postgres.h"

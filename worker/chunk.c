@@ -1,0 +1,2 @@
+/* chunk.c - to be written */
+#include "postgres.h"

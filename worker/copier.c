@@ -1,0 +1,2 @@
+/* copier.c - to be written */
+#include "postgres.h"

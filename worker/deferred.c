@@ -1,0 +1,2 @@
+/* deferred.c - to be written */
+#include "postgres.h"

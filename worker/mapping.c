@@ -1,0 +1,2 @@
+/* mapping.c - to be written */
+#include "postgres.h"

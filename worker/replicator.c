@@ -1,0 +1,2 @@
+/* replicator.c - to be written */
+#include "postgres.h"

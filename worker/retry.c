@@ -1,0 +1,2 @@
+/* retry.c - to be written */
+#include "postgres.h"

@@ -1,0 +1,2 @@
+/* rotate.c - to be written */
+#include "postgres.h"

@@ -1,0 +1,2 @@
+/* shmem.c - to be written */
+#include "postgres.h"
