@@ -47,6 +47,8 @@ DATA_built = extension/cutover--$(EXTVERSION).sql
 PG_CPPFLAGS = -I$(srcdir)/include -I$(libpq_srcdir)
 PG_CFLAGS = -Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers
 SHLIB_LINK_INTERNAL = $(libpq)
+# JIT inlining of our functions brings nothing; clang need not be there to build
+override with_llvm = no
 EXTRA_CLEAN = extension/cutover--$(EXTVERSION).sql tmp_check
 
 PG_CONFIG ?= pg_config
