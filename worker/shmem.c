@@ -1,2 +1,242 @@
-/* shmem.c - to be written */
+/*
+ * shmem.c - the slots through which backends and workers wake and watch each other.
+ *
+ * Used by every process.  The segment is a few kilobytes from the server's
+ * allowance for libraries that were not preloaded, made by whoever comes first.
+ * One LWLock tranche guards the allocation of slots; each slot's stats have a
+ * spinlock of their own; tickets are atomics.
+ */
 #include "postgres.h"
+
+#include <unistd.h>
+
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
+#include "storage/shmem.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "shmem.h"
+
+typedef struct CutoverShared
+{
+	LWLock		lock;			/* protects the identity and worker fields of the slots */
+	int			tranche;
+	char		instance[64];
+	CutoverSlot slots[CUTOVER_MAX_SLOTS];
+} CutoverShared;
+
+static CutoverShared *shared = NULL;
+static bool attach_failed = false;
+
+/*
+ * Describe this postmaster: a clone of the data directory is started at
+ * another moment, a restarted server too.
+ */
+static void
+shmem_describe_instance(char *buf, size_t len)
+{
+	char		host[32] = "";
+
+	gethostname(host, sizeof(host) - 1);
+	snprintf(buf, len, INT64_FORMAT "-%d-%s", (int64) PgStartTime, PostmasterPid, host);
+}
+
+/*
+ * Find or make the shared segment.
+ */
+bool
+cutover_shmem_attach(void)
+{
+	bool		found;
+	MemoryContext context = CurrentMemoryContext;
+
+	if (shared != NULL)
+		return true;
+	if (attach_failed || !IsUnderPostmaster)
+		return false;
+
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	PG_TRY();
+	{
+		shared = ShmemInitStruct("cutover", sizeof(CutoverShared), &found);
+	}
+	PG_CATCH();
+	{
+		/* the allowance is used up: everything still works, by polling */
+		MemoryContextSwitchTo(context);
+		FlushErrorState();
+		shared = NULL;
+		attach_failed = true;
+	}
+	PG_END_TRY();
+	if (shared != NULL && !found)
+	{
+		shared->tranche = LWLockNewTrancheId();
+		LWLockInitialize(&shared->lock, shared->tranche);
+		shmem_describe_instance(shared->instance, sizeof(shared->instance));
+		for (int i = 0; i < CUTOVER_MAX_SLOTS; i++)
+		{
+			CutoverSlot *slot = &shared->slots[i];
+
+			memset(slot, 0, sizeof(*slot));
+			pg_atomic_init_u64(&slot->wanted, 0);
+			pg_atomic_init_u64(&slot->served, 0);
+			pg_atomic_init_u32(&slot->dirty, 0);
+			ConditionVariableInit(&slot->cv);
+			SpinLockInit(&slot->mutex);
+		}
+	}
+	LWLockRelease(AddinShmemInitLock);
+
+	if (shared != NULL)
+		LWLockRegisterTranche(shared->tranche, "cutover");
+	return shared != NULL;
+}
+
+/*
+ * Reset what a slot says; the caller holds the lock exclusively.
+ */
+static void
+shmem_clear_slot(CutoverSlot *slot, Oid dboid, int32 target_id)
+{
+	slot->dboid = dboid;
+	slot->target_id = target_id;
+	slot->pid = 0;
+	slot->last_start = 0;
+	SpinLockAcquire(&slot->mutex);
+	memset(&slot->stats, 0, sizeof(slot->stats));
+	slot->stats.lag_us = -1;
+	SpinLockRelease(&slot->mutex);
+}
+
+/*
+ * Find the slot of a target of this database, or take a free one.
+ */
+CutoverSlot *
+cutover_shmem_slot(int32 target_id, bool create)
+{
+	CutoverSlot *free_slot = NULL;
+	CutoverSlot *found = NULL;
+
+	if (!cutover_shmem_attach())
+		return NULL;
+
+	LWLockAcquire(&shared->lock, create ? LW_EXCLUSIVE : LW_SHARED);
+	for (int i = 0; i < CUTOVER_MAX_SLOTS && found == NULL; i++)
+	{
+		CutoverSlot *slot = &shared->slots[i];
+
+		if (slot->dboid == MyDatabaseId && slot->target_id == target_id)
+			found = slot;
+		else if (free_slot == NULL && slot->dboid == InvalidOid)
+			free_slot = slot;
+	}
+	if (found == NULL && create && free_slot != NULL)
+	{
+		shmem_clear_slot(free_slot, MyDatabaseId, target_id);
+		found = free_slot;
+	}
+	LWLockRelease(&shared->lock);
+	return found;
+}
+
+/*
+ * Make the calling worker the one of this slot, unless another lives.
+ */
+bool
+cutover_shmem_attach_worker(CutoverSlot *slot)
+{
+	bool		mine;
+
+	LWLockAcquire(&shared->lock, LW_EXCLUSIVE);
+	mine = slot->pid == 0 || slot->pid == MyProcPid || kill(slot->pid, 0) != 0;
+	if (mine)
+	{
+		slot->pid = MyProcPid;
+		slot->procno = cutover_my_procno_compat();
+		slot->generation++;
+	}
+	LWLockRelease(&shared->lock);
+	return mine;
+}
+
+/*
+ * Give the slot back; those who wait look again.
+ */
+void
+cutover_shmem_detach_worker(CutoverSlot *slot)
+{
+	LWLockAcquire(&shared->lock, LW_EXCLUSIVE);
+	if (slot->pid == MyProcPid)
+		slot->pid = 0;
+	LWLockRelease(&shared->lock);
+	ConditionVariableBroadcast(&slot->cv);
+}
+
+/*
+ * Forget a target; a slot with a live worker stays until that ends.
+ */
+void
+cutover_shmem_free_slot(int32 target_id)
+{
+	CutoverSlot *slot = cutover_shmem_slot(target_id, false);
+
+	if (slot == NULL)
+		return;
+	LWLockAcquire(&shared->lock, LW_EXCLUSIVE);
+	if (slot->pid == 0 || kill(slot->pid, 0) != 0)
+		shmem_clear_slot(slot, InvalidOid, 0);
+	LWLockRelease(&shared->lock);
+}
+
+/*
+ * Wake the worker.  A stale procno wakes an innocent process, which does no harm.
+ */
+void
+cutover_shmem_wake(CutoverSlot *slot)
+{
+	if (slot == NULL || slot->pid == 0)
+		return;
+	SetLatch(&ProcGlobal->allProcs[slot->procno].procLatch);
+}
+
+/*
+ * Read the stats of a slot as of one moment.
+ */
+void
+cutover_shmem_get_stats(CutoverSlot *slot, CutoverStats *stats)
+{
+	SpinLockAcquire(&slot->mutex);
+	*stats = slot->stats;
+	SpinLockRelease(&slot->mutex);
+}
+
+/*
+ * Publish the stats of a slot as a whole.
+ */
+void
+cutover_shmem_set_stats(CutoverSlot *slot, const CutoverStats *stats)
+{
+	SpinLockAcquire(&slot->mutex);
+	slot->stats = *stats;
+	SpinLockRelease(&slot->mutex);
+}
+
+/*
+ * Name this running server.
+ */
+const char *
+cutover_shmem_instance(void)
+{
+	static char buf[64];
+
+	if (cutover_shmem_attach())
+		return shared->instance;
+	if (buf[0] == '\0')
+		shmem_describe_instance(buf, sizeof(buf));
+	return buf;
+}
