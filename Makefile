@@ -1,4 +1,13 @@
-# cutover: PGXS build.  "make demo" and "make test" install what they need (Debian, as root).
+# cutover: PGXS build.  On a fresh Debian machine, as root: "make test", "make demo".
+#   make deps          packages that building, testing and the demo need
+#   make               build                    make install   install
+#   make test          everything below: sql/, sql/isolation/, t/, on throw-away servers
+#   make demo          a shop moves to a new server while it is open
+#   make test-matrix   other versions of PostgreSQL, in folders of their own
+#   make assert-build  compile with assertions, for the compiler's sake
+#   make checkver      one version everywhere   make dist      an archive of HEAD
+# REGRESS, ISOLATION and TAP choose tests: make test REGRESS=capture ISOLATION= TAP=t/001_basic.pl
+# CUTOVER_PREFIX=dir: install into a copy of the server's files below dir, and run that one.
 EXTENSION = extension/cutover
 MODULE_big = cutover
 EXTVERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" extension/cutover.control)
@@ -42,6 +51,15 @@ SQL_PARTS = \
 	extension/monitor.sql \
 	extension/grants.sql
 
+# sql/<name>.sql with expected/<name>.out, in this order
+REGRESS = \
+	install
+
+# sql/isolation/specs/<name>.spec with sql/isolation/expected/<name>.out
+ISOLATION =
+
+TAP = $(wildcard t/*.pl)
+
 DATA_built = extension/cutover--$(EXTVERSION).sql
 
 PG_CPPFLAGS = -I$(srcdir)/include -I$(libpq_srcdir)
@@ -49,13 +67,59 @@ PG_CFLAGS = -Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare -Wno-m
 SHLIB_LINK_INTERNAL = $(libpq)
 # JIT inlining of our functions brings nothing; clang need not be there to build
 override with_llvm = no
-EXTRA_CLEAN = extension/cutover--$(EXTVERSION).sql tmp_check
+EXTRA_CLEAN = extension/cutover--$(EXTVERSION).sql tmp_check results regression.diffs regression.out
 
-PG_CONFIG ?= pg_config
-PGXS := $(shell $(PG_CONFIG) --pgxs)
+# Debian keeps a pg_config for each version; the one in PATH may be another's
+PG_CONFIG ?= $(firstword $(wildcard /usr/lib/postgresql/15/bin/pg_config) pg_config)
+PGXS := $(shell $(PG_CONFIG) --pgxs 2>/dev/null)
+ifneq ($(wildcard $(PGXS)),)
 include $(PGXS)
+else
+# before "make deps" there may be no PostgreSQL to build against
+all install:
+	@echo "$(PG_CONFIG) is not there, or has no development files: run \"make deps\", or set PG_CONFIG" >&2; exit 1
+endif
 
 $(OBJS): $(wildcard include/*.h)
 
 extension/cutover--$(EXTVERSION).sql: $(SQL_PARTS)
-	{ echo '\echo Use "CREATE EXTENSION cutover" to load this file. \quit'; cat $^; } > $@
+	{ printf '%s\n' '\echo Use "CREATE EXTENSION cutover" to load this file. \quit'; cat $^; } > $@
+
+# "deps" may bring the very pg_config that this file is read with: go on in a new make
+RUN_ENV = PG_CONFIG="$(PG_CONFIG)" CUTOVER_PREFIX="$(CUTOVER_PREFIX)"
+
+.PHONY: deps test demo test-run demo-run install-for-run test-matrix assert-build checkver dist
+deps:
+	@t/deps.sh
+
+test: deps
+	@$(MAKE) --no-print-directory test-run
+
+demo: deps
+	@$(MAKE) --no-print-directory demo-run
+
+install-for-run:
+	@$(MAKE) --no-print-directory -s -j2 all
+	@$(MAKE) --no-print-directory -s install $(if $(CUTOVER_PREFIX),DESTDIR="$(CUTOVER_PREFIX)")
+
+test-run: checkver install-for-run
+	@$(RUN_ENV) t/suites.sh "$(strip $(REGRESS))" "$(strip $(ISOLATION))" "$(strip $(TAP))"
+
+demo-run: install-for-run
+	@$(RUN_ENV) demo/run.sh
+
+test-matrix: deps
+	@t/matrix.sh
+
+# Debian's server has no assertions; this is for what the compiler says of ours
+assert-build:
+	rm -rf tmp_check/assert && mkdir -p tmp_check/assert
+	git archive HEAD | tar -x -C tmp_check/assert
+	$(MAKE) -C tmp_check/assert -j2 PG_CONFIG="$(PG_CONFIG)" PROFILE=-DUSE_ASSERT_CHECKING=1 all
+
+checkver:
+	@grep -q '"version": "$(EXTVERSION).0"' META.json || { echo "META.json is not at $(EXTVERSION).0" >&2; exit 1; }
+	@grep -q '^## $(EXTVERSION)\b' CHANGELOG.md || { echo "CHANGELOG.md has no section $(EXTVERSION)" >&2; exit 1; }
+
+dist: checkver
+	git archive --format=tar.gz --prefix=cutover-$(EXTVERSION)/ -o cutover-$(EXTVERSION).tar.gz HEAD
