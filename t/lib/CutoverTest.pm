@@ -129,6 +129,7 @@ sub cutover_dump_file
 	$dump =~ s/^(CREATE EXTENSION IF NOT EXISTS|COMMENT ON EXTENSION) cutover .*\n//mg;
 	# comments name the versions of the server and of pg_dump
 	$dump =~ s/^--.*\n//mg;
+	$dump =~ s/\n{2,}/\n/g;
 	open my $out, '>', $file or croak "$file: $!";
 	print $out $dump;
 	close $out;
