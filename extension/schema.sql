@@ -133,18 +133,20 @@ CREATE TABLE cutover._chunk (
 	table_id int NOT NULL REFERENCES cutover._table ON DELETE CASCADE,
 	generation int NOT NULL,
 	chunk_no int NOT NULL,
-	lower text[],								-- key values, inclusive; NULL = from the start
+	relid oid,									-- chunks by block only: the relation (a leaf partition or the table itself)
+	lower text[],								-- key values or a block number, inclusive; NULL = from the start
 	upper text[],								-- exclusive; NULL = to the end
 	state text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'copying', 'done')),
 	snapshot pg_snapshot,						-- the chunk holds exactly what this saw; once done
 	rows bigint,
 	bytes bigint,
-	filenode oid,								-- chunks by ctid only: the file that lower and upper are blocks of
+	filenode oid,								-- chunks by block only: the file that lower and upper are blocks of
 	copier int,									-- number of the copier that took it
 	started_at timestamptz,
 	done_at timestamptz,
 	PRIMARY KEY (table_id, chunk_no)
 );
+CREATE INDEX ON cutover._chunk (table_id, chunk_no) WHERE state <> 'done';
 
 -- Keys that new rejected; each is only refreshed from then on.
 CREATE TABLE cutover._apply_error (
