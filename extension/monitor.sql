@@ -1,1 +1,321 @@
--- monitor.sql
+-- monitor.sql: what can be seen from outside.
+--
+-- Views read our tables with the rights of the extension's owner, and call
+-- functions with the rights of the reader.  current_user in a view is the
+-- reader: what may hold row values is shown if he may read the table.
+
+-- May this role read every row of this table?
+CREATE FUNCTION cutover._may_read(reader oid, relid oid) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT coalesce((
+		SELECT has_table_privilege(reader, c.oid, 'SELECT')
+			AND (NOT c.relrowsecurity OR r.rolsuper OR r.rolbypassrls
+				OR (pg_has_role(reader, c.relowner, 'USAGE') AND NOT c.relforcerowsecurity))
+		FROM pg_class c, pg_roles r WHERE c.oid = relid AND r.oid = reader),
+		(SELECT r.rolsuper FROM pg_roles r WHERE r.oid = reader))
+$$;
+COMMENT ON FUNCTION cutover._may_read(oid, oid) IS 'may this role read every row of this table';
+
+CREATE FUNCTION cutover._worker_stats()
+RETURNS TABLE (target_id int, pid int, applied_changes bigint, changes_per_s float8, retries bigint, lag interval,
+	acked_k bigint, acked_at timestamptz, waiting_for text, last_error text, last_error_at timestamptz)
+LANGUAGE c STABLE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'cutover_worker_stats';
+COMMENT ON FUNCTION cutover._worker_stats() IS 'what replicators have said of themselves since the server started';
+
+-- Changes that new does not have yet.  Exact but for the moment between an
+-- acknowledgement and its record: then the last window is counted again.
+CREATE FUNCTION cutover._queued_changes(target_id int) RETURNS bigint
+LANGUAGE plpgsql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off						-- the queue has no statistics; most of it may be done
+AS $$
+DECLARE
+	acked pg_snapshot;
+	queue regclass;
+	n bigint;
+	total bigint := 0;
+BEGIN
+	SELECT CASE WHEN s.acked_k >= m.k THEN m.snapshot ELSE m.acked_snapshot END INTO acked
+	FROM cutover._marker m LEFT JOIN cutover._worker_stats() s USING (target_id)
+	WHERE m.target_id = $1 AND m.direction = 'forward';
+
+	FOR segment IN 0..2 LOOP
+		queue := to_regclass(format('cutover._queue_%s_%s', $1, segment));
+		CONTINUE WHEN queue IS NULL;
+		IF acked IS NULL THEN
+			EXECUTE format('SELECT sum(n) FROM %s', queue) INTO n;
+		ELSE
+			EXECUTE format('SELECT sum(n) FROM %s WHERE xid >= $1 OR xid = ANY ($2)', queue)
+				INTO n USING pg_snapshot_xmax(acked), ARRAY(SELECT pg_snapshot_xip(acked));
+		END IF;
+		total := total + coalesce(n, 0);
+	END LOOP;
+	RETURN total;
+END
+$$;
+COMMENT ON FUNCTION cutover._queued_changes(int) IS 'changes in the queue of a target that new does not have yet';
+
+-- What the queue takes on disk, with index and out-of-line part; segments are
+-- emptied as a whole, so part of it may be done already.
+CREATE FUNCTION cutover._queue_bytes(target_id int) RETURNS bigint
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT coalesce(sum(pg_total_relation_size(to_regclass(format('cutover._queue_%s_%s', $1, segment))::oid)), 0)::bigint
+	FROM generate_series(0, 2) segment
+$$;
+COMMENT ON FUNCTION cutover._queue_bytes(int) IS 'size of the queue of a target on disk';
+
+-- A restored copy of old carries the tables, but is another cluster.
+CREATE FUNCTION cutover._is_this_cluster(system_identifier bigint) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT c.system_identifier = $1 FROM pg_control_system() c
+$$;
+COMMENT ON FUNCTION cutover._is_this_cluster(bigint) IS 'is this the cluster that the migration belongs to';
+
+-- Is every change of the table captured: each relation that holds its rows has
+-- our triggers for rows and for TRUNCATE, all of them ENABLE ALWAYS.
+CREATE FUNCTION cutover._capture_enabled(table_id int) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT coalesce(bool_and(
+		coalesce(g.row_events, 0) & 28 = 28 AND coalesce(g.truncates, false) AND coalesce(g.always, false)), false)
+	FROM cutover._member m
+	JOIN pg_class c ON c.oid = m.relid AND c.relkind = 'r'
+	LEFT JOIN LATERAL (
+		SELECT bit_or(tg.tgtype::int) FILTER (WHERE tg.tgtype & 1 = 1) AS row_events,
+			bool_or(tg.tgtype & 32 = 32) AS truncates,
+			bool_and(tg.tgenabled = 'A') AS always
+		FROM pg_trigger tg
+		JOIN pg_proc p ON p.oid = tg.tgfoid
+		JOIN pg_namespace n ON n.oid = p.pronamespace AND n.nspname = 'cutover'
+		WHERE tg.tgrelid = m.relid) g ON true
+	WHERE m.table_id = $1
+$$;
+COMMENT ON FUNCTION cutover._capture_enabled(int) IS 'is every change of the table captured';
+
+-- Who has changed tables of the target and has not committed yet, in words: the
+-- longest one, if that is longer than ten seconds.  It delays only its own changes.
+CREATE FUNCTION cutover._open_writers(target_id int) RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT format(CASE WHEN w.gid IS NULL THEN 'the transaction of pid %1$s (%3$s), which began %4$s ago and has changed tables of the target'
+			ELSE 'COMMIT PREPARED %2$s (%3$s), which was prepared %4$s ago and has changed tables of the target' END,
+		w.pid, quote_literal(w.gid), w.usename, date_trunc('second', clock_timestamp() - w.since))
+	FROM (
+		SELECT l.pid, NULL::text AS gid, a.usename::text, a.xact_start AS since
+		FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+		WHERE l.locktype = 'relation' AND l.mode = 'RowExclusiveLock' AND l.granted
+			AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+			AND a.backend_type = 'client backend' AND a.backend_xid IS NOT NULL
+			AND l.relation IN (SELECT m.relid FROM cutover._member m JOIN cutover._table b USING (table_id) WHERE b.target_id = $1)
+		UNION ALL
+		SELECT NULL, p.gid, p.owner::text, p.prepared
+		FROM pg_prepared_xacts p JOIN pg_locks l ON l.virtualtransaction = '-1/' || p.transaction
+		WHERE p.database = current_database() AND l.locktype = 'relation' AND l.mode = 'RowExclusiveLock'
+			AND l.relation IN (SELECT m.relid FROM cutover._member m JOIN cutover._table b USING (table_id) WHERE b.target_id = $1)) w
+	WHERE w.since < clock_timestamp() - interval '10 s'
+	ORDER BY w.since LIMIT 1
+$$;
+COMMENT ON FUNCTION cutover._open_writers(int) IS 'the longest transaction that has changed tables of the target, in words';
+
+CREATE FUNCTION cutover._sessions()
+RETURNS TABLE (pid int, usename name, application_name text, client_addr inet, backend_start timestamptz, state text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT a.pid, a.usename, a.application_name, a.client_addr, a.backend_start, a.state
+	FROM pg_stat_activity a
+	WHERE a.datname = current_database() AND a.backend_type = 'client backend'
+$$;
+COMMENT ON FUNCTION cutover._sessions() IS 'client sessions of this database, without what they run';
+
+-- A table's name as it may be typed whatever the search_path.
+CREATE FUNCTION cutover._table_name(relid oid) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT relid::regclass::text
+$$;
+COMMENT ON FUNCTION cutover._table_name(oid) IS 'name of a table with its schema, quoted';
+
+CREATE FUNCTION cutover._bar(percent numeric) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT '[' || repeat('#', n) || repeat('.', 24 - n) || ']'
+	FROM (SELECT floor(greatest(0, least(100, coalesce(percent, 0))) * 24 / 100)::int AS n) b
+$$;
+COMMENT ON FUNCTION cutover._bar(numeric) IS 'a share as 24 characters';
+
+-- Each target with everything that is said of it in more than one view.
+CREATE VIEW cutover._state AS
+SELECT t.*, s.pid, s.applied_changes, s.changes_per_s, s.retries, s.waiting_for, s.last_error, s.last_error_at,
+	b.tables, b.not_synced, b.resync_needed, b.capture_off,
+	cutover._is_this_cluster(t.system_identifier) AS ours,
+	CASE
+		WHEN t.desired = 'finished' THEN 'finished'
+		WHEN NOT cutover._is_this_cluster(t.system_identifier) THEN 'idle'
+		WHEN t.rewound THEN 'rewound'
+		WHEN t.desired = 'idle' THEN 'idle'
+		WHEN t.desired = 'paused' THEN 'paused'
+		WHEN b.not_synced > b.resync_needed THEN 'copying'
+		ELSE 'streaming'
+	END AS state,
+	q.queued_changes,
+	CASE WHEN s.lag IS NULL OR s.acked_at IS NULL THEN NULL
+		WHEN q.queued_changes = 0 THEN interval '0'
+		ELSE greatest(clock_timestamp() - s.acked_at, interval '0')
+	END AS lag
+FROM cutover._target t
+LEFT JOIN cutover._worker_stats() s USING (target_id)
+CROSS JOIN LATERAL (
+	SELECT count(*) AS tables,
+		count(*) FILTER (WHERE phase <> 'synced') AS not_synced,
+		count(*) FILTER (WHERE phase = 'resync_needed') AS resync_needed,
+		count(*) FILTER (WHERE t.desired IN ('running', 'paused') AND NOT cutover._capture_enabled(table_id)) AS capture_off
+	FROM cutover._table WHERE target_id = t.target_id) b
+CROSS JOIN LATERAL (SELECT cutover._queued_changes(t.target_id) OFFSET 0) q (queued_changes);
+COMMENT ON VIEW cutover._state IS 'what several views say of a target';
+
+CREATE VIEW cutover.status AS
+SELECT s.target, s.state, s.mode, s.epoch, s.write_ratio, s.read_ratio, s.shadow_ratio,
+	false AS degraded,
+	s.queued_changes, s.lag,
+	0::bigint AS divergences,
+	CASE
+		WHEN s.state = 'finished' THEN NULL
+		WHEN NOT s.ours THEN
+			'cutover_adopt(): this cluster is a copy of the one that the migration belongs to, and does nothing on new'
+		WHEN s.state = 'idle' AND s.tables = 0 THEN 'cutover_add_table(): no table is under migration'
+		WHEN s.state = 'idle' THEN 'cutover_start()'
+		WHEN s.state = 'paused' THEN 'cutover_resume()'
+		ELSE nullif(concat_ws('; ',
+			CASE WHEN s.state = 'rewound' THEN
+				'cutover_resync() of every table: new holds changes that old has lost' END,
+			CASE WHEN s.pid IS NULL THEN
+				'the replicator is not running: the next change or call of a function starts it, if a worker slot is free (max_worker_processes)' END,
+			s.waiting_for,
+			(SELECT string_agg(format('SELECT cutover_resync(%L)%s', cutover._table_name(b.old_table),
+					CASE WHEN cutover._may_read(r.reader, b.old_table) THEN ': ' || b.phase_reason END), '; ' ORDER BY b.table_id)
+				FROM cutover._table b WHERE b.target_id = s.target_id AND b.phase = 'resync_needed'),
+			(SELECT format('cutover_retry_errors() or cutover_skip_errors(): new rejected %s rows, see cutover.apply_error', count(*))
+				FROM cutover._apply_error e WHERE e.target_id = s.target_id HAVING count(*) > 0),
+			CASE WHEN s.capture_off > 0 THEN
+				(SELECT 'cutover_resync() after enabling the triggers (cutover_preflight() names them): capture is not on for '
+						|| string_agg(cutover._table_name(b.old_table), ', ' ORDER BY b.table_id)
+					FROM cutover._table b WHERE b.target_id = s.target_id AND NOT cutover._capture_enabled(b.table_id)) END,
+			cutover._open_writers(s.target_id)), '')
+	END AS waiting_for,
+	s.last_error, s.last_error_at
+FROM cutover._state s, (SELECT quote_ident(current_user)::regrole::oid) r (reader);
+COMMENT ON VIEW cutover.status IS 'one row for each target: where it is, and why nothing moves, if nothing moves';
+
+CREATE VIEW cutover.tables AS
+SELECT t.target, b.old_table::regclass AS table_name, format('%I.%I', b.new_schema, b.new_name) AS new_table, b.phase,
+	ARRAY(SELECT a.attname FROM unnest(b.key_attnums) WITH ORDINALITY k (attnum, i)
+		JOIN pg_attribute a ON a.attrelid = b.old_table AND a.attnum = k.attnum ORDER BY k.i) AS key_columns,
+	b.version_column,
+	cutover._capture_enabled(b.table_id) AS capture_enabled,
+	NULL::timestamptz AS last_compared_at,
+	0 AS clean_passes,
+	CASE WHEN cutover._may_read(quote_ident(current_user)::regrole::oid, b.old_table) THEN b.phase_reason END AS phase_reason,
+	b.phase_since, b.row_filter
+FROM cutover._table b JOIN cutover._target t USING (target_id);
+COMMENT ON VIEW cutover.tables IS 'the tables under migration';
+
+-- Chunks are about equal in size, so their number says more than the estimates
+-- of rows and bytes, which are off where statistics are old.
+CREATE VIEW cutover.progress AS
+SELECT t.target, b.old_table::regclass AS table_name, b.phase,
+	c.rows_done,
+	CASE WHEN p.all_done THEN c.rows_done ELSE greatest(coalesce(b.rows_total, z.rows), c.rows_done) END AS rows_total,
+	c.bytes_done,
+	CASE WHEN p.all_done THEN c.bytes_done ELSE greatest(coalesce(b.bytes_total, z.bytes), c.bytes_done) END AS bytes_total,
+	p.percent,
+	round(CASE WHEN e.elapsed > 0 THEN c.rows_done / e.elapsed END, 1) AS rows_per_s,
+	CASE WHEN b.phase = 'synced' THEN interval '0'
+		WHEN b.phase = 'copying' AND c.done > 0
+			THEN make_interval(secs => (e.elapsed * (c.chunks - c.done) / c.done)::float8)
+	END AS eta,
+	cutover._bar(p.percent) AS bar,
+	c.done AS chunks_done, c.chunks AS chunks_total, b.copy_started_at, b.copy_ended_at
+FROM cutover._table b
+JOIN cutover._target t USING (target_id)
+CROSS JOIN LATERAL (
+	SELECT count(*) AS chunks, count(*) FILTER (WHERE state = 'done') AS done,
+		coalesce(sum(rows) FILTER (WHERE state = 'done'), 0)::bigint AS rows_done,
+		coalesce(sum(bytes) FILTER (WHERE state = 'done'), 0)::bigint AS bytes_done
+	FROM cutover._chunk WHERE table_id = b.table_id AND generation = b.copy_generation) c
+CROSS JOIN LATERAL (
+	SELECT sum(greatest(m.reltuples, 0))::bigint AS rows, sum(m.relpages::bigint * current_setting('block_size')::int)::bigint AS bytes
+	FROM cutover._member JOIN pg_class m ON m.oid = relid AND m.relkind = 'r'
+	WHERE table_id = b.table_id) z
+CROSS JOIN LATERAL (
+	SELECT extract(epoch FROM coalesce(b.copy_ended_at, clock_timestamp()) - b.copy_started_at) AS elapsed) e
+CROSS JOIN LATERAL (
+	SELECT b.phase IN ('catching_up', 'indexing', 'synced') AS all_done,
+		CASE WHEN b.phase = 'synced' THEN 100.0
+			WHEN b.phase IN ('waiting', 'resync_needed') OR c.chunks = 0 THEN 0.0
+			ELSE least(99.9, round(100.0 * c.done / c.chunks, 1))
+		END AS percent) p;
+COMMENT ON VIEW cutover.progress IS 'how far the copy of each table is; totals are estimates until all is copied';
+
+CREATE VIEW cutover.replication AS
+SELECT s.target, NULL::name AS shard, 'forward'::text AS direction,
+	CASE WHEN s.state IN ('copying', 'streaming', 'rewound') AND s.pid IS NULL THEN 'down' ELSE s.state END AS state,
+	s.queued_changes, cutover._queue_bytes(s.target_id) AS queue_bytes, s.lag,
+	coalesce(s.applied_changes, 0) AS applied_changes, coalesce(s.changes_per_s, 0) AS changes_per_s,
+	coalesce(s.retries, 0) AS retries, s.waiting_for, s.last_error, s.last_error_at, s.pid
+FROM cutover._state s;
+COMMENT ON VIEW cutover.replication IS 'the replicator of each target; counters begin with the server';
+
+CREATE VIEW cutover.apply_error AS
+SELECT t.target, e.direction, b.old_table::regclass AS table_name,
+	CASE WHEN b.key_attnums <> '{}' OR r.readable THEN e.key END AS key,
+	e.sqlstate,
+	CASE WHEN r.readable THEN e.message ELSE 'shown to those who may read the table' END AS message,
+	e.attempts, e.first_at, e.last_at
+FROM cutover._apply_error e
+JOIN cutover._target t USING (target_id)
+LEFT JOIN cutover._table b USING (table_id)
+CROSS JOIN LATERAL (SELECT cutover._may_read(quote_ident(current_user)::regrole::oid, coalesce(b.old_table, 0))) r (readable);
+COMMENT ON VIEW cutover.apply_error IS 'rows that new rejected; each is read again when it changes';
+
+CREATE VIEW cutover.sessions AS
+SELECT s.pid, s.usename, s.application_name, s.client_addr,
+	false AS routable, 'old'::text AS reads_from, 0::bigint AS writes, s.backend_start, s.state
+FROM cutover._sessions() s;
+COMMENT ON VIEW cutover.sessions IS 'who talks to old';
+
+CREATE VIEW cutover.event AS
+SELECT at, actor, kind, detail, target, event_id FROM cutover._event;
+COMMENT ON VIEW cutover.event IS 'every action, automatic or not, with its reason';
+
+-- The names here are those of cutover_add_guard() and, with a prefix, of cutover_metrics().
+CREATE VIEW cutover.metrics AS
+SELECT m.metric, s.target, m.value::float8 AS value, m.type, m.help
+FROM cutover._state s
+CROSS JOIN LATERAL (VALUES
+	('lag_seconds', extract(epoch FROM s.lag), 'gauge', 'Age of what new has, 0 if that is all; unknown until measured'),
+	('queued_changes', s.queued_changes, 'gauge', 'Changes that new does not have yet'),
+	('queue_bytes', cutover._queue_bytes(s.target_id), 'gauge', 'Size of the queue on disk'),
+	('applied_changes', coalesce(s.applied_changes, 0), 'counter', 'Changes written to new since the server started'),
+	('changes_per_second', coalesce(s.changes_per_s, 0), 'gauge', 'Changes written to new in a second'),
+	('retries', coalesce(s.retries, 0), 'counter', 'Attempts repeated after a lost connection or a lock'),
+	('apply_errors', (SELECT count(*) FROM cutover._apply_error e WHERE e.target_id = s.target_id), 'gauge', 'Rows that new rejected'),
+	('tables', s.tables, 'gauge', 'Tables under migration'),
+	('tables_not_synced', s.not_synced, 'gauge', 'Tables that new does not hold completely'),
+	('tables_resync_needed', s.resync_needed, 'gauge', 'Tables that must be copied afresh'),
+	('tables_capture_off', s.capture_off, 'gauge', 'Tables whose changes are not captured completely'),
+	('replicator_running', (s.pid IS NOT NULL)::int, 'gauge', 'Whether the replicator runs'),
+	('epoch', s.epoch, 'gauge', 'Number of the write mode, one higher at each switch'),
+	('degraded', 0, 'gauge', 'Whether commits have stopped waiting for new'),
+	('divergences', 0, 'gauge', 'Open differences between old and new')
+) AS m (metric, value, type, help);
+COMMENT ON VIEW cutover.metrics IS 'figures of each target, by name';
+
+CREATE FUNCTION @extschema@.cutover_metrics() RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT coalesce(string_agg(f.family, '' ORDER BY f.metric), '') || E'# EOF\n'
+	FROM (
+		SELECT m.metric,
+			format(E'# HELP cutover_%1$s %2$s\n# TYPE cutover_%1$s %3$s\n', m.metric, m.help, m.type)
+			|| string_agg(format(E'cutover_%s%s{target="%s"} %s\n', m.metric,
+				CASE WHEN m.type = 'counter' THEN '_total' ELSE '' END,
+				replace(replace(replace(m.target, '\', '\\'), '"', '\"'), E'\n', '\n'), m.value), '' ORDER BY m.target) AS family
+		FROM cutover.metrics m
+		WHERE m.value IS NOT NULL
+		GROUP BY m.metric, m.help, m.type) f
+$$;
+COMMENT ON FUNCTION @extschema@.cutover_metrics() IS 'any step: cutover.metrics in the OpenMetrics text format';
