@@ -1,0 +1,278 @@
+#!/usr/bin/env bash
+# A shop moves to a new server while it is open.  Called by "make demo".
+#
+# Two throw-away servers in a temporary folder, sockets only; everything is
+# gone when this ends.  Settings, by environment:
+#   SCALE=200000   orders in the shop      RATE=150    transactions a second
+#   CLIENTS=4      of the application      PACE=0      seconds to read each chapter
+# Ends with a status other than zero if anything is not as it should be.
+set -eu
+cd "$(dirname "$0")"
+
+: "${SCALE:=200000}" "${RATE:=150}" "${CLIENTS:=4}" "${PACE:=0}"
+bindir=${CUTOVER_PREFIX:-}$("${PG_CONFIG:-pg_config}" --bindir)
+export PATH=$bindir:$PATH LC_ALL=C.UTF-8 PGCLIENTENCODING=UTF8 PGUSER=postgres
+unset PGHOST PGPORT PGDATABASE PGSERVICE PGOPTIONS PGAPPNAME
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/cutover-demo.XXXXXX")
+cp -R schema.sql data.sql load "$work/"
+as=()
+if [ "$(id -u)" = 0 ]; then
+	chown -R postgres "$work"
+	as=(runuser -u postgres --)		# servers refuse to run as root
+fi
+cd "$work"
+
+# ---------------------------------------------------------------------------
+# how it looks
+
+if [ -t 1 ]; then
+	bold=$'\e[1m' dim=$'\e[2m' green=$'\e[32m' red=$'\e[31m' cyan=$'\e[36m' off=$'\e[0m' terminal=1
+else
+	bold='' dim='' green='' red='' cyan='' off='' terminal=''
+fi
+chapter_no=0
+chapter() {
+	chapter_no=$((chapter_no + 1))
+	printf '\n%s%d. %s%s\n\n' "$bold" "$chapter_no" "$1" "$off"
+	[ "$PACE" = 0 ] || read -r -t "$PACE" _ < /dev/tty || true
+}
+say() { printf '   %s\n' "$*"; }
+good() { printf '   %s✓%s %s\n' "$green" "$off" "$*"; }
+bad() { printf '   %s✗ %s%s\n' "$red" "$*" "$off"; wrong=1; }
+shown() { printf '   %s%s%s\n' "$cyan" "$*" "$off"; }
+indent() { sed 's/^/   /'; }
+thousands() { printf "%s" "$1" | sed -E ':a; s/^([0-9]+)([0-9]{3})/\1 \2/; ta'; }
+die() { bad "$*"; exit 1; }
+wrong=0
+
+# ---------------------------------------------------------------------------
+# the two servers and the application
+
+old() { psql -XqAt -v ON_ERROR_STOP=1 -h "$work/old" -d shop "$@"; }
+new() { psql -XqAt -v ON_ERROR_STOP=1 -h "$work/new" -d shop "$@"; }
+# what the demo shows it does: the statement, then its answer
+ask() { shown "shop=# $1"; psql -XqAt -v ON_ERROR_STOP=1 -h "$work/old" -d shop -c "$1" | indent; }
+table() { psql -Xq -v ON_ERROR_STOP=1 -P footer=off -P null='-' -h "$work/old" -d shop -c "$1" | sed '/^$/d' | indent; }
+
+server() {
+	"${as[@]}" mkdir -p "$work/$1"
+	"${as[@]}" initdb -D "$work/$1/data" -U postgres -A trust -E UTF8 --locale=C -N > "$work/$1/initdb.log"
+	cat <<-CONF | "${as[@]}" tee -a "$work/$1/data/postgresql.conf" > /dev/null
+		listen_addresses = ''
+		unix_socket_directories = '$work/$1'
+		max_worker_processes = 16
+		shared_buffers = 256MB
+		max_wal_size = 4GB
+		checkpoint_timeout = 30min
+		log_line_prefix = '%m [%p] %b %a '
+	CONF
+	start "$1"
+	createdb -h "$work/$1" shop
+}
+start() { "${as[@]}" pg_ctl -D "$work/$1/data" -l "$work/$1/log" -w -s start > /dev/null; }
+stop() { "${as[@]}" pg_ctl -D "$work/$1/data" -m "$2" -w -s stop > /dev/null 2>&1; }
+
+# The application: short runs of pgbench, one after the other, until told to
+# end.  What its clients were told is the measure, so nothing is asked of a server.
+application() {
+	local part=0
+	while [ ! -e "$work/closed" ]; do
+		part=$((part + 1))
+		pgbench -n -h "$work/old" -c "$CLIENTS" -j 1 -R "$RATE" -T 3 -D customers=$((SCALE / 10)) -D orders="$SCALE" \
+			-f load/order.sql@6 -f load/cancel.sql@1 -f load/stock.sql@2 -f load/customer.sql@2 -f load/session.sql@3 \
+			shop > "$work/load/part.$part" 2>&1 || echo 'number of failed transactions: 1' >> "$work/load/part.$part"
+	done
+}
+committed() { cat "$work"/load/part.* 2>/dev/null | sed -n 's/^number of transactions actually processed: \([0-9]*\).*/\1/p' | awk '{ n += $1 } END { print n + 0 }'; }
+refused() { cat "$work"/load/part.* 2>/dev/null | sed -n 's/^number of failed transactions: \([0-9]*\).*/\1/p' | awk '{ n += $1 } END { print n + 0 }'; }
+
+application_pid=
+close_shop() {
+	touch "$work/closed"
+	[ -z "$application_pid" ] || wait "$application_pid" || true
+	application_pid=
+}
+finish() {
+	local rc=$?
+	trap - EXIT INT TERM
+	set +e
+	if [ "$rc" != 0 ]; then
+		echo
+		for s in old new; do
+			[ ! -e "$work/$s/log" ] || { echo "--- end of the log of $s"; tail -n 15 "$work/$s/log"; }
+		done
+	fi
+	close_shop
+	for s in old new; do [ ! -e "$work/$s/data/postmaster.pid" ] || stop $s immediate; done
+	[ -n "${KEEP:-}" ] && echo "files are kept in $work" || rm -rf "$work"
+	exit "$rc"
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+
+# progress LINES...: redraw in place on a terminal
+drawn=0
+draw() {
+	local text=$1
+	if [ -n "$terminal" ]; then
+		[ "$drawn" = 0 ] || printf '\e[%dA' "$drawn"
+		printf '%s\n' "$text" | sed $'s/$/\e[K/'
+		drawn=$(printf '%s\n' "$text" | wc -l)
+	else
+		printf '%s\n' "$text"
+	fi
+}
+
+# The copy, drawn from cutover.progress.
+follow_copy() {
+	local begun=$SECONDS done=''
+	while [ -z "$done" ]; do
+		done=$(old -c "SELECT CASE WHEN count(*) > 0 AND bool_and(phase = 'synced') THEN 'yes' END FROM cutover.progress")
+		if [ -n "$terminal" ] || [ -n "$done" ] || [ $(((SECONDS - begun) % 4)) = 0 ]; then
+			draw "$(old -c "SELECT format('   %s %s %s %s rows', rpad(table_name::text, 17), rpad(phase, 11), bar, lpad(to_char(coalesce(rows_done, 0), 'FM999G999G999'), 11))
+				FROM cutover.progress ORDER BY rows_total DESC NULLS LAST, table_name::text")"
+			[ -n "$terminal" ] || echo
+		fi
+		[ $((SECONDS - begun)) -lt 600 ] || die "the copy is not done after ten minutes"
+		old -c "SELECT 1 FROM cutover.tables WHERE phase = 'resync_needed' LIMIT 1" | grep -q 1 && die "a table needs a fresh copy: $(old -c 'SELECT table_name, phase FROM cutover.tables')"
+		[ -n "$done" ] || sleep 0.5
+	done
+	good "copied, indexes built, and caught up in $((SECONDS - begun)) seconds"
+}
+
+# Lag and speed for some seconds, and the books of new: they must balance at
+# every moment, since new is at any time what old was at one time.
+follow_changes() {
+	local i unbalanced=0 sum
+	drawn=0
+	for i in $(seq "$1"); do
+		sum=$(new -c 'SELECT coalesce(sum(amount), 0) FROM ledger')
+		[ "$sum" = 0.00 ] || [ "$sum" = 0 ] || unbalanced=$((unbalanced + 1))
+		draw "$(old -c "SELECT format('   lag %s   %s changes/s   %s in the queue', lpad(coalesce(round(extract(epoch FROM lag) * 1000) || ' ms', 'unknown'), 8),
+				lpad(round(changes_per_s)::text, 6), queued_changes) FROM cutover.replication"), the books of new add up to $sum"
+		sleep 1
+	done
+	if [ "$unbalanced" = 0 ]; then
+		good "the books of new were balanced each time: it only ever shows moments that old has seen"
+	else
+		bad "the books of new were out of balance $unbalanced times"
+	fi
+}
+
+# (table, rows, digest) of every table, by plain SQL that has nothing to do with
+# the extension.  The digest adds up a hash of each row, so order doesn't matter.
+digests() {
+	local t
+	for t in $("$1" -c "SELECT quote_ident(relname) FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition ORDER BY 1" | tr ' ' '\1'); do
+		t=${t//$'\1'/ }
+		"$1" -c "SET timezone = 'UTC'; SELECT '$t', count(*), coalesce(sum(hashtextextended(t::text, 0)::numeric), 0) FROM $t t"
+	done
+}
+
+# ---------------------------------------------------------------------------
+
+echo
+echo "${bold}A shop moves to another server while customers are shopping.${off}"
+say "${dim}Everything happens in $work and is gone afterwards.${off}"
+
+chapter "Two servers"
+say "${dim}starting two PostgreSQL servers and filling the shop…${off}"
+server old
+server new
+old -f schema.sql
+old -v orders="$SCALE" -f data.sql
+say "\"old\" is PostgreSQL $(old -c 'SHOW server_version' | cut -d' ' -f1), with wal_level $(old -c 'SHOW wal_level') and no library preloaded:"
+table "SELECT count(*) AS tables, to_char(sum(reltuples), 'FM999G999G999') AS rows, pg_size_pretty(pg_database_size('shop')) AS size
+	FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
+say "\"new\" is PostgreSQL $(new -c 'SHOW server_version' | cut -d' ' -f1), and empty."
+
+chapter "The shop is open"
+say "$CLIENTS clients order, cancel, review and restock, $RATE transactions a second. They don't stop until chapter 8."
+application &
+application_pid=$!
+for i in $(seq 100); do [ "$(committed)" = 0 ] || break; sleep 0.1; done
+good "$(thousands "$(committed)") transactions so far"
+
+chapter "The schema goes to new"
+say "Tables, types, triggers and views go by pg_dump, as ever. The rows come later."
+shown "$ pg_dump --schema-only shop | psql -h new shop"
+pg_dump --schema-only -h "$work/old" shop | new -f - > /dev/null
+good "$(new -c "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')") empty tables on new"
+
+chapter "Where it goes, and what"
+say "The extension is installed on old only, without a restart; new needs none."
+ask "CREATE EXTENSION cutover"
+shown "shop=# SELECT cutover_add_target('new', 'host=… dbname=shop')"
+old -c "SELECT cutover_add_target('new', 'host=$work/new dbname=shop user=postgres')" > /dev/null
+shown "shop=# SELECT cutover_add_tables()"
+good "$(old -c 'SELECT count(*) FROM cutover_add_tables()') tables are under migration"
+echo
+say "What could go wrong later is found now:"
+ask_preflight="SELECT level, count(*) AS findings FROM cutover_preflight() GROUP BY level ORDER BY level"
+shown "shop=# SELECT … FROM cutover_preflight()"
+table "$ask_preflight"
+table "SELECT level, check_name, coalesce(object, '') AS object, left(message, 80) AS message FROM cutover_preflight() WHERE level <> 'ok' ORDER BY level, check_name LIMIT 8"
+[ "$(old -c "SELECT count(*) FROM cutover_preflight() WHERE level = 'error'")" = 0 ] || die "preflight has errors"
+
+chapter "Copy"
+say "Every table is read in parts while it is written to. What changes meanwhile is captured in the same"
+say "transaction that changes it, and applied to the copied parts afterwards. Indexes come last."
+ask "SELECT cutover_start()"
+follow_copy
+
+chapter "New follows"
+say "From now on each commit on old is applied on new soon after: whole transactions, in order."
+before=$(committed) at=$SECONDS
+follow_changes 8
+say "what the clients say: $(thousands "$(committed)") transactions committed, $(refused) failed"
+
+chapter "An accident"
+say "new crashes, and comes back after some seconds. Nobody in the shop notices."
+stop new immediate
+say "new is down…"
+drawn=0
+for i in 1 2 3 4 5; do
+	draw "   $(old -c "SELECT queued_changes || ' changes wait in the queue; ' || coalesce(waiting_for, 'no reason given') FROM cutover.status" | cut -c1-110)"
+	sleep 1
+done
+start new
+say "new is up again"
+begun=$SECONDS
+ask "SELECT cutover_wait('2 min')"
+good "caught up $((SECONDS - begun)) seconds later"
+[ "$(refused)" = 0 ] || bad "clients saw $(refused) failed transactions"
+
+chapter "A quiet moment: is it the same?"
+say "The shop closes for a moment, only to count: every row of every table, on both sides."
+close_shop
+ask "SELECT cutover_wait('2 min')"
+digests old > digests.old
+digests new > digests.new
+while IFS='|' read -r name rows digest && IFS='|' read -r _ new_rows new_digest <&3; do
+	if [ "$rows $digest" = "$new_rows $new_digest" ]; then
+		good "$(printf '%-17s %10s rows   %s' "$name" "$(thousands "$rows")" "${dim}digest …${digest: -8} = …${new_digest: -8}${off}")"
+	else
+		bad "$(printf '%-17s %10s rows on old, %s on new, digests %s %s' "$name" "$rows" "$new_rows" "${digest: -8}" "${new_digest: -8}")"
+	fi
+done < digests.old 3< digests.new
+cmp -s digests.old digests.new && good "${bold}the two databases are equal${off}" || bad "the two databases differ"
+[ "$(old -c 'SELECT count(*) FROM cutover.apply_error')" = 0 ] && good "new refused nothing" || bad "new refused rows: $(old -c 'SELECT table_name, sqlstate, message FROM cutover.apply_error LIMIT 5')"
+total=$(committed) failed=$(refused)
+[ "$failed" = 0 ] && [ "$total" -gt 0 ] && good "clients committed $(thousands "$total") transactions; 0 failed" || bad "clients committed $total transactions; $failed failed"
+
+chapter "And back to where we were"
+say "Each step can be taken back. This gives the migration up; new keeps its rows, and nothing of ours stays."
+ask "SELECT cutover_cancel()"
+[ "$(new -c "SELECT count(*) FROM pg_namespace WHERE nspname = 'cutover'")" = 0 ] && good "nothing of ours is left on new" || bad "schema cutover is left on new"
+pg_dump --schema-only --exclude-schema=cutover -h "$work/old" shop | grep -vE '^(--|\\(un)?restrict|(CREATE|COMMENT ON) EXTENSION.* cutover|$)' > schema.old
+pg_dump --schema-only -h "$work/new" shop | grep -vE '^(--|\\(un)?restrict|$)' > schema.new
+cmp -s schema.old schema.new && good "indexes, constraints and triggers are the same on both sides" || { bad "the schemas differ"; diff schema.old schema.new | head -n 20; }
+
+echo
+if [ "$wrong" = 0 ]; then
+	echo "${bold}${green}All as it should be.${off}"
+else
+	echo "${bold}${red}Something is not as it should be, see above.${off}"
+fi
+exit "$wrong"
