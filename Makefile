@@ -28,6 +28,9 @@ OBJS = \
 	worker/copier.o \
 	worker/deferred.o \
 	worker/endpoint.o \
+	worker/endpoint_connect.o \
+	worker/endpoint_pipeline.o \
+	worker/endpoint_xact.o \
 	worker/launcher.o \
 	worker/mapping.o \
 	worker/replicator.o \

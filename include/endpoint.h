@@ -34,7 +34,10 @@ typedef struct CutoverParam
 	bool		binary;
 } CutoverParam;
 
-/* Connect through a foreign server and the mapping that the current user has there, or through keywords given. */
+/*
+ * Connect through a foreign server and the mapping that the current user has
+ * there, or through keywords given.  Works outside of a transaction too.
+ */
 extern CutoverEndpoint *cutover_endpoint_connect(const char *server, const char *application);
 extern CutoverEndpoint *cutover_endpoint_connect_info(const char *conninfo, const char *application);
 extern void cutover_endpoint_close(CutoverEndpoint *ep);
@@ -43,6 +46,15 @@ extern void cutover_endpoint_close(CutoverEndpoint *ep);
 extern bool cutover_endpoint_reset(CutoverEndpoint *ep);
 
 extern int	cutover_endpoint_server_version(CutoverEndpoint *ep);
+extern bool cutover_endpoint_used_password(CutoverEndpoint *ep);
+
+/*
+ * Settings for a session that only applies changes: plans by index, and
+ * session_replication_role = replica where we may.  Outside of a transaction.
+ * is_replica tells whether triggers and foreign keys there stay silent.
+ */
+extern void cutover_endpoint_set_apply_mode(CutoverEndpoint *ep);
+extern bool cutover_endpoint_is_replica(CutoverEndpoint *ep);
 
 /* Seconds without an answer after which a statement counts as lost; 0 = wait for ever.  Returns the former value. */
 extern int	cutover_endpoint_set_timeout(CutoverEndpoint *ep, int seconds);
@@ -61,6 +73,17 @@ extern CutoverRows *cutover_endpoint_exec_params(CutoverEndpoint *ep, const char
 extern void cutover_endpoint_queue(CutoverEndpoint *ep, const char *sql, int nparams, const CutoverParam *params, bool count);
 extern uint64 cutover_endpoint_sync(CutoverEndpoint *ep);
 
+/*
+ * As queue, for a statement that returns rows: fn gets them (valid during the
+ * call only) while a later call waits or polls, at the latest in sync.  It must not use the endpoint.
+ */
+typedef void (*CutoverRowsFn) (void *arg, CutoverRows *rows);
+extern void cutover_endpoint_queue_rows(CutoverEndpoint *ep, const char *sql, int nparams, const CutoverParam *params,
+										CutoverRowsFn fn, void *arg);
+
+/* Send what the socket takes and read what has come, without waiting: for use between pieces of other work. */
+extern void cutover_endpoint_poll(CutoverEndpoint *ep);
+
 /* COPY ... FROM STDIN: data in pieces of any size; end returns the rows copied.  An error midway: reset. */
 extern void cutover_endpoint_copy_begin(CutoverEndpoint *ep, const char *sql);
 extern void cutover_endpoint_copy_data(CutoverEndpoint *ep, const char *data, int len);
@@ -72,5 +95,25 @@ extern uint64 cutover_endpoint_copy_end(CutoverEndpoint *ep);
  * the local one does and rolls back with it.
  */
 extern CutoverEndpoint *cutover_endpoint_in_xact(const char *server);
+
+/* Connection keywords, as libpq knows them. */
+typedef enum CutoverOptionPlace
+{
+	CUTOVER_OPTION_UNKNOWN,
+	CUTOVER_OPTION_REFUSED,		/* known, but would break the connection's purpose */
+	CUTOVER_OPTION_SERVER,
+	CUTOVER_OPTION_MAPPING		/* secret or personal: only in user mappings */
+} CutoverOptionPlace;
+
+typedef struct CutoverOption
+{
+	char	   *keyword;
+	char	   *value;
+	CutoverOptionPlace place;
+} CutoverOption;
+
+/* The keywords given in a conninfo string or URI, as List of CutoverOption; 22023 if it can't be parsed. */
+extern struct List *cutover_endpoint_parse(const char *conninfo);
+extern CutoverOptionPlace cutover_endpoint_option_place(const char *keyword);
 
 #endif							/* CUTOVER_ENDPOINT_H */
