@@ -42,6 +42,7 @@ OBJS = \
 SQL_PARTS = \
 	extension/schema.sql \
 	extension/capture.sql \
+	extension/remote.sql \
 	extension/action.sql \
 	extension/target.sql \
 	extension/table.sql \

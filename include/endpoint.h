@@ -21,6 +21,7 @@ typedef struct CutoverRows
 	int			nrows;
 	int			ncols;
 	char	  **values;			/* nrows * ncols */
+	char	  **names;			/* ncols */
 	uint64		affected;		/* command tag's count, else 0 */
 } CutoverRows;
 

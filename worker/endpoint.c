@@ -198,12 +198,21 @@ cutover_endpoint_copy_rows(const PGresult *res)
 		return rows;
 	rows->nrows = PQntuples(res);
 	rows->ncols = PQnfields(res);
-	for (int i = 0; i < rows->nrows; i++)
-		for (int j = 0; j < rows->ncols; j++)
+	for (int j = 0; j < rows->ncols; j++)
+	{
+		size += strlen(PQfname(res, j)) + 1;
+		for (int i = 0; i < rows->nrows; i++)
 			size += PQgetlength(res, i, j) + 1;
+	}
 	rows->values = MemoryContextAllocHuge(CurrentMemoryContext,
-										  Max(1, sizeof(char *) * rows->nrows * rows->ncols + size));
-	next = (char *) (rows->values + (Size) rows->nrows * rows->ncols);
+										  sizeof(char *) * (rows->nrows + 1) * rows->ncols + size + 1);
+	rows->names = rows->values + (Size) rows->nrows * rows->ncols;
+	next = (char *) (rows->names + rows->ncols);
+	for (int j = 0; j < rows->ncols; j++)
+	{
+		rows->names[j] = strcpy(next, PQfname(res, j));
+		next += strlen(next) + 1;
+	}
 	for (int i = 0; i < rows->nrows; i++)
 		for (int j = 0; j < rows->ncols; j++)
 		{
