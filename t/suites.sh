@@ -67,18 +67,16 @@ regress_suite() {
 # PostgreSQL::Test::Utils keeps what each test printed in tmp_check/log
 tap_suite() {
 	local start=$SECONDS ok bad rc
-	timeout -k 30 20m "${as[@]}" prove --timer -j "$jobs" "$@"
-	rc=$?
+	timeout -k 30 20m "${as[@]}" prove --timer -j "$jobs" "$@" 2>&1 | tee prove.out
+	rc=${PIPESTATUS[0]}
 	ok=$(cat tmp_check/log/regress_log_* 2>/dev/null | grep -cE '^(\[[^]]*\]\([^)]*\) )?ok [0-9]+')
 	bad=$(cat tmp_check/log/regress_log_* 2>/dev/null | grep -cE '^(\[[^]]*\]\([^)]*\) )?not ok [0-9]+')
 	[ "$rc" = 0 ] || [ "$bad" -gt 0 ] || bad=1
-	if [ "$rc" != 0 ]; then
-		for log in tmp_check/log/regress_log_*; do
-			grep -qE 'not ok|Bail|died|timed out' "$log" || continue
-			echo "--- end of $(basename "$log")"
-			tail -n 40 "$log"
-		done
-	fi
+	# the tests that prove names in its report
+	for log in $(sed -n 's|^t/\([^ ]*\)\.pl .*(Wstat.*|tmp_check/log/regress_log_\1|p' prove.out); do
+		echo "--- end of $(basename "$log")"
+		grep -v '^### \|^# Running: pg_ctl\|^waiting for\|^server stopped\|^# No postmaster' "$log" | tail -n 30 | cut -c1-1000
+	done
 	note tap "$ok" "$bad" $((SECONDS - start))
 }
 

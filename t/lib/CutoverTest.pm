@@ -39,6 +39,10 @@ our @EXPORT = qw(
 # Seconds after which a wait has failed
 our $DEADLINE = $ENV{PG_TEST_TIMEOUT_DEFAULT} // 120;
 
+# What the text of values depends on, the same for both sides
+my $PINNED = q{SET timezone = 'UTC'; SET datestyle = 'ISO'; SET intervalstyle = 'postgres';
+	SET extra_float_digits = 3; SET bytea_output = 'hex'; SET lc_monetary = 'C';};
+
 # ---------------------------------------------------------------------------
 # servers
 
@@ -238,7 +242,7 @@ sub cutover_digest
 	my ($node, $table, %opt) = @_;
 	my $row = $opt{columns} ? "row($opt{columns})" : 't.*';
 	my $out = $node->safe_psql($opt{db} // 'postgres', <<~SQL);
-		SET timezone = 'UTC'; SET datestyle = 'ISO'; SET extra_float_digits = 3;
+		$PINNED
 		SELECT count(*), coalesce(sum(hashtextextended(($row)::text, 0)::numeric), 0) FROM $table t
 		SQL
 
@@ -252,7 +256,7 @@ sub cutover_rows
 	my $row = $opt{columns} ? "row($opt{columns})" : 't.*';
 
 	return $node->safe_psql($opt{db} // 'postgres', <<~SQL);
-		SET timezone = 'UTC'; SET datestyle = 'ISO'; SET extra_float_digits = 3;
+		$PINNED
 		SELECT ($row)::text FROM $table t ORDER BY ($row)::text COLLATE "C"
 		SQL
 }
