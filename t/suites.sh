@@ -31,6 +31,7 @@ cd "$work" || exit 1
 export HOME=$work/home CUTOVER_CACHE
 export PATH=$bindir:$PATH PG_REGRESS=$pgtest/regress/pg_regress
 export PERL5LIB=$work/t/lib:$pgtest/perl${PERL5LIB:+:$PERL5LIB}
+export TESTDATADIR=$work/tmp_check TESTLOGDIR=$work/tmp_check/log
 export PG_TEST_TIMEOUT_DEFAULT=${PG_TEST_TIMEOUT_DEFAULT:-120}
 unset PGHOST PGPORT PGUSER PGDATABASE PGPASSWORD PGSERVICE PGOPTIONS PGAPPNAME PGCLIENTENCODING
 export LC_ALL=C TZ=UTC
@@ -42,7 +43,7 @@ note() {
 	summary+=("$(printf '%-10s %4d passed %4d failed %6d s' "$1" "$2" "$3" "$4")")
 }
 
-# regress_suite NAME PROGRAM INPUTDIR TESTS...: pg_regress prints a line per test
+# regress_suite NAME PROGRAM INPUTDIR TESTS...: pg_regress prints a line for each test
 regress_suite() {
 	local name=$1 program=$2 input=$3 start=$SECONDS ok bad rc
 	shift 3
@@ -52,8 +53,9 @@ regress_suite() {
 		--temp-instance="$work/$name/instance" --temp-config="$work/sql/regress.conf" \
 		--no-locale --encoding=UTF8 "$@" 2>&1 | tee "$work/$name/summary"
 	rc=${PIPESTATUS[0]}
-	ok=$(grep -c ' \.\.\. ok ' "$work/$name/summary")
-	bad=$(grep -c ' \.\.\. FAILED' "$work/$name/summary")
+	# the second form is that of PostgreSQL 16 and later
+	ok=$(grep -cE ' \.\.\. ok |^ok [0-9]' "$work/$name/summary")
+	bad=$(grep -cE ' \.\.\. FAILED|^not ok [0-9]' "$work/$name/summary")
 	# it did not even come to the tests, or was stopped
 	[ "$rc" = 0 ] || [ "$bad" -gt 0 ] || bad=1
 	[ $((ok + bad)) -ge $# ] || bad=$(($# - ok))
