@@ -20,6 +20,7 @@ OBJS = \
 	extension/guc.o \
 	extension/monitor.o \
 	extension/partition.o \
+	extension/preflight.o \
 	extension/remote.o \
 	worker/action_worker.o \
 	worker/apply.o \
@@ -48,6 +49,7 @@ SQL_PARTS = \
 	extension/table.sql \
 	extension/run.sql \
 	extension/preflight.sql \
+	extension/preflight_tables.sql \
 	extension/mode.sql \
 	extension/compare.sql \
 	extension/read.sql \
