@@ -14,14 +14,20 @@ EXTVERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" extension/cuto
 
 OBJS = \
 	extension/action.o \
+	extension/buffer.o \
 	extension/capture.o \
+	extension/control.o \
 	extension/cutover.o \
 	extension/expression.o \
 	extension/guc.o \
+	extension/image.o \
+	extension/layout.o \
 	extension/monitor.o \
 	extension/partition.o \
 	extension/preflight.o \
+	extension/queue.o \
 	extension/remote.o \
+	extension/tracked.o \
 	worker/action_worker.o \
 	worker/apply.o \
 	worker/batch.o \

@@ -4,6 +4,11 @@
 #ifndef CUTOVER_CAPTURE_H
 #define CUTOVER_CAPTURE_H
 
+#include "access/htup.h"
+#include "utils/rel.h"
+
+#include "tracked.h"
+
 extern void cutover_capture_init(void);
 
 /*
@@ -11,6 +16,9 @@ extern void cutover_capture_init(void);
  * transaction and in order with its row changes.  kind: CUTOVER_CONTROL_*.
  */
 extern void cutover_capture_control(int32 target_id, int32 table_id, char kind, const char *text);
+
+/* Capture one row as if it was inserted or deleted (op: CUTOVER_OP_INSERT, _DELETE), or its key to be read again (_REFRESH). */
+extern void cutover_capture_row(CutoverRelation *entry, Relation rel, char op, HeapTuple tuple);
 
 /* Changes of this process are not captured (our own apply). */
 extern bool cutover_capture_disabled;

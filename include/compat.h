@@ -14,6 +14,7 @@
 #include "varatt.h"
 #endif
 #include "storage/proc.h"
+#include "utils/rel.h"
 #include "utils/wait_event.h"
 
 /* 17: a process is known by its number, no longer by a field of PGPROC */
@@ -24,6 +25,28 @@ cutover_my_procno_compat(void)
 	return MyProcNumber;
 #else
 	return MyProc->pgprocno;
+#endif
+}
+
+/* 17: the local transaction id moved into a virtual transaction id */
+static inline LocalTransactionId
+cutover_my_lxid_compat(void)
+{
+#if PG_VERSION_NUM >= 170000
+	return MyProc->vxid.lxid;
+#else
+	return MyProc->lxid;
+#endif
+}
+
+/* 16: files are called locators */
+static inline SubTransactionId
+cutover_newfile_subid_compat(Relation rel)
+{
+#if PG_VERSION_NUM >= 160000
+	return rel->rd_newRelfilelocatorSubid;
+#else
+	return rel->rd_newRelfilenodeSubid;
 #endif
 }
 

@@ -1,0 +1,610 @@
+/*
+ * tracked.c - caches of the configuration, one per backend.
+ *
+ * Filled with plain scans under a snapshot of their own: no SPI, no plan, no
+ * dependence on the user's isolation level.  An entry is valid only once it is complete, so an error on
+ * the way leaves nothing behind, and an invalidation that arrives during the
+ * filling has it done again.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/relation.h"
+#include "access/table.h"
+#include "catalog/namespace.h"
+#include "catalog/partition.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "nodes/nodeFuncs.h"
+#include "optimizer/optimizer.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+
+#include "tracked.h"
+
+#define CONFIG_TABLES 4
+
+static const char *const config_names[CONFIG_TABLES] = {"_target", "_table", "_column", "_member"};
+
+static HTAB *relations = NULL;
+static HTAB *targets = NULL;
+static HTAB *states = NULL;
+static Oid	config_oids[CONFIG_TABLES]; /* InvalidOid = not looked up */
+static uint64 invalidations = 0;	/* counts them, to notice one during a fill */
+static int	any_known = -1;		/* is any table under migration?  -1 = to be looked up */
+
+/*
+ * Forget everything.
+ */
+static void
+tracked_forget_all(void)
+{
+	HASH_SEQ_STATUS seq;
+	CutoverRelation *entry;
+	CutoverTarget *target;
+
+	hash_seq_init(&seq, relations);
+	while ((entry = hash_seq_search(&seq)) != NULL)
+		entry->valid = false;
+	hash_seq_init(&seq, targets);
+	while ((target = hash_seq_search(&seq)) != NULL)
+		target->valid = false;
+	any_known = -1;
+}
+
+/*
+ * Relcache callback.  Only flags are set: entries may be in use.
+ */
+static void
+tracked_relcache_callback(Datum arg, Oid relid)
+{
+	CutoverRelation *entry;
+
+	invalidations++;
+	if (OidIsValid(relid))
+	{
+		for (int i = 0; i < CONFIG_TABLES; i++)
+			if (config_oids[i] == relid)
+			{
+				config_oids[i] = InvalidOid;
+				tracked_forget_all();
+				return;
+			}
+		entry = hash_search(relations, &relid, HASH_FIND, NULL);
+		if (entry != NULL)
+			entry->valid = false;
+		return;
+	}
+	memset(config_oids, 0, sizeof(config_oids));
+	tracked_forget_all();
+}
+
+/*
+ * Make the hash tables and register the callback.
+ */
+void
+cutover_tracked_init(void)
+{
+	HASHCTL		ctl;
+
+	memset(&ctl, 0, sizeof(ctl));
+	ctl.keysize = sizeof(Oid);
+	ctl.entrysize = sizeof(CutoverRelation);
+	relations = hash_create("cutover relations", 64, &ctl, HASH_ELEM | HASH_BLOBS);
+	ctl.keysize = sizeof(int32);
+	ctl.entrysize = sizeof(CutoverTarget);
+	targets = hash_create("cutover targets", 4, &ctl, HASH_ELEM | HASH_BLOBS);
+	ctl.entrysize = sizeof(CutoverTableState);
+	states = hash_create("cutover tables", 64, &ctl, HASH_ELEM | HASH_BLOBS);
+	CacheRegisterRelcacheCallback(tracked_relcache_callback, (Datum) 0);
+}
+
+/*
+ * Forget one relation.
+ */
+void
+cutover_tracked_forget(Oid relid)
+{
+	CutoverRelation *entry = hash_search(relations, &relid, HASH_FIND, NULL);
+
+	if (entry != NULL)
+		entry->valid = false;
+}
+
+/*
+ * Look a relation of our schema up.
+ */
+Oid
+cutover_tracked_config(const char *name)
+{
+	Oid			schema = get_namespace_oid("cutover", true);
+
+	return OidIsValid(schema) ? get_relname_relid(name, schema) : InvalidOid;
+}
+
+/*
+ * Remember the configuration tables, so that the callback knows them.  False
+ * if the extension isn't there.
+ */
+static bool
+tracked_know_config(void)
+{
+	for (int i = 0; i < CONFIG_TABLES; i++)
+	{
+		if (!OidIsValid(config_oids[i]))
+			config_oids[i] = cutover_tracked_config(config_names[i]);
+		if (!OidIsValid(config_oids[i]))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Column of a configuration row, by name: the column order of our tables is
+ * nobody's business.
+ */
+Datum
+cutover_tracked_attr(HeapTuple tuple, TupleDesc desc, const char *name, bool *isnull)
+{
+	int			attnum = SPI_fnumber(desc, name);
+
+	if (attnum <= 0)
+		elog(ERROR, "cutover's table has no column \"%s\"", name);
+	return heap_getattr(tuple, attnum, desc, isnull);
+}
+
+/*
+ * Scan one of our tables.
+ */
+void
+cutover_tracked_scan(const char *table, const char *index, const char *column,
+					 Oid keytype, Datum key, CutoverRowVisitor visitor, void *arg)
+{
+	Oid			relid = cutover_tracked_config(table);
+	Oid			indexid = index ? cutover_tracked_config(index) : InvalidOid;
+	Relation	rel;
+	Snapshot	snapshot;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	ScanKeyData skey;
+	int			nkeys = 0;
+
+	if (!OidIsValid(relid))
+		return;
+	rel = table_open(relid, AccessShareLock);
+	if (column != NULL)
+	{
+		ScanKeyInit(&skey, SPI_fnumber(RelationGetDescr(rel), column), BTEqualStrategyNumber,
+					keytype == OIDOID ? F_OIDEQ : F_INT4EQ, key);
+		nkeys = 1;
+	}
+	snapshot = RegisterSnapshot(GetLatestSnapshot());
+	scan = systable_beginscan(rel, indexid, OidIsValid(indexid), snapshot, nkeys, &skey);
+	while ((tuple = systable_getnext(scan)) != NULL)
+		if (!visitor(rel, tuple, arg))
+			break;
+	systable_endscan(scan);
+	UnregisterSnapshot(snapshot);
+	table_close(rel, AccessShareLock);
+}
+
+/*
+ * Visitor: a row of _target.
+ */
+static bool
+tracked_visit_target(Relation rel, HeapTuple tuple, void *arg)
+{
+	CutoverTarget *target = arg;
+	TupleDesc	desc = RelationGetDescr(rel);
+	bool		isnull;
+	char	   *desired;
+
+	desired = TextDatumGetCString(cutover_tracked_attr(tuple, desc, "desired", &isnull));
+	target->running = strcmp(desired, "running") == 0;
+	target->active = target->running || strcmp(desired, "paused") == 0;
+	target->segment = DatumGetInt32(cutover_tracked_attr(tuple, desc, "write_segment", &isnull));
+	pfree(desired);
+	return false;
+}
+
+/*
+ * The entry of a target.
+ */
+CutoverTarget *
+cutover_tracked_target(int32 target_id)
+{
+	bool		found;
+	CutoverTarget *target = hash_search(targets, &target_id, HASH_ENTER, &found);
+	uint64		before;
+	int			tries = 0;
+
+	if (!found)
+	{
+		target->valid = false;
+		target->slot = NULL;
+	}
+	while (!target->valid)
+	{
+		before = invalidations;
+		target->active = target->running = false;
+		target->segment = 0;
+		memset(target->queue, 0, sizeof(target->queue));
+		if (tracked_know_config())
+			cutover_tracked_scan("_target", "_target_pkey", "target_id", INT4OID,
+								 Int32GetDatum(target_id), tracked_visit_target, target);
+		for (int i = 0; i < CUTOVER_SEGMENTS && target->active; i++)
+		{
+			char		name[NAMEDATALEN];
+
+			snprintf(name, sizeof(name), "_queue_%d_%d", target_id, i);
+			target->queue[i] = cutover_tracked_config(name);
+			if (!OidIsValid(target->queue[i]))
+				target->active = false;
+		}
+		target->valid = before == invalidations;
+		if (++tries > 10)
+			break;				/* good enough for now, looked up again next time */
+	}
+	return target;
+}
+
+/* What the visitors of _table and _column hand over. */
+typedef struct TableRow
+{
+	bool		found;
+	int32		table_id;
+	int32		target_id;
+	Oid			root;
+	char	   *phase;
+	bool		shard_by;
+	int			nkeys;
+	int16	   *keys;			/* of root */
+	Bitmapset  *used;			/* attnums of root, offset as by pull_varattnos */
+	MemoryContext cxt;
+} TableRow;
+
+/*
+ * Collect the columns that a stored expression reads.
+ */
+static void
+tracked_pull_expression(TableRow *row, HeapTuple tuple, TupleDesc desc, const char *column)
+{
+	bool		isnull;
+	Datum		value = cutover_tracked_attr(tuple, desc, column, &isnull);
+
+	if (!isnull)
+	{
+		char	   *nodes = TextDatumGetCString(value);
+
+		pull_varattnos(stringToNode(nodes), 1, &row->used);
+		pfree(nodes);
+	}
+}
+
+/*
+ * Visitor: a row of _table.
+ */
+static bool
+tracked_visit_table(Relation rel, HeapTuple tuple, void *arg)
+{
+	TableRow   *row = arg;
+	TupleDesc	desc = RelationGetDescr(rel);
+	MemoryContext old = MemoryContextSwitchTo(row->cxt);
+	bool		isnull;
+	ArrayType  *keys;
+
+	row->found = true;
+	row->table_id = DatumGetInt32(cutover_tracked_attr(tuple, desc, "table_id", &isnull));
+	row->target_id = DatumGetInt32(cutover_tracked_attr(tuple, desc, "target_id", &isnull));
+	row->root = DatumGetObjectId(cutover_tracked_attr(tuple, desc, "old_table", &isnull));
+	row->phase = TextDatumGetCString(cutover_tracked_attr(tuple, desc, "phase", &isnull));
+	(void) cutover_tracked_attr(tuple, desc, "shard_by", &isnull);
+	row->shard_by = !isnull;
+	keys = DatumGetArrayTypePCopy(cutover_tracked_attr(tuple, desc, "key_attnums", &isnull));
+	row->nkeys = ArrayGetNItems(ARR_NDIM(keys), ARR_DIMS(keys));
+	row->keys = (int16 *) ARR_DATA_PTR(keys);
+	tracked_pull_expression(row, tuple, desc, "row_filter_expr");
+	MemoryContextSwitchTo(old);
+	return false;
+}
+
+/*
+ * Visitor: a row of _column.
+ */
+static bool
+tracked_visit_column(Relation rel, HeapTuple tuple, void *arg)
+{
+	TableRow   *row = arg;
+	MemoryContext old = MemoryContextSwitchTo(row->cxt);
+
+	tracked_pull_expression(row, tuple, RelationGetDescr(rel), "expr");
+	MemoryContextSwitchTo(old);
+	return true;
+}
+
+/*
+ * Visitor: a row of _member.
+ */
+static bool
+tracked_visit_member(Relation rel, HeapTuple tuple, void *arg)
+{
+	bool		isnull;
+
+	*(int32 *) arg = DatumGetInt32(cutover_tracked_attr(tuple, RelationGetDescr(rel), "table_id", &isnull));
+	return false;
+}
+
+/*
+ * Find the table that a relation belongs to: as its member (which holds for a
+ * partition until its detachment has been dealt with), as itself, by its
+ * ancestors.
+ */
+static void
+tracked_read_table(Oid relid, TableRow *row)
+{
+	int32		table_id = 0;
+	List	   *ancestors;
+	ListCell   *lc;
+
+	cutover_tracked_scan("_member", "_member_pkey", "relid", OIDOID, ObjectIdGetDatum(relid),
+						 tracked_visit_member, &table_id);
+	if (table_id != 0)
+		cutover_tracked_scan("_table", "_table_pkey", "table_id", INT4OID, Int32GetDatum(table_id),
+							 tracked_visit_table, row);
+	if (row->found)
+		return;
+	cutover_tracked_scan("_table", "_table_old_table_key", "old_table", OIDOID,
+						 ObjectIdGetDatum(relid), tracked_visit_table, row);
+	if (row->found || !get_rel_relispartition(relid))
+		return;
+	ancestors = get_partition_ancestors(relid);
+	foreach(lc, ancestors)
+	{
+		cutover_tracked_scan("_table", "_table_old_table_key", "old_table", OIDOID,
+							 ObjectIdGetDatum(lfirst_oid(lc)), tracked_visit_table, row);
+		if (row->found)
+			break;
+	}
+	list_free(ancestors);
+}
+
+/*
+ * Number in relid of the column attnum of root; 0 if there is none.
+ */
+static AttrNumber
+tracked_map_attnum(Oid root, Oid relid, AttrNumber attnum)
+{
+	char	   *name;
+	AttrNumber	mapped;
+
+	if (root == relid)
+		return attnum;
+	name = get_attname(root, attnum, true);
+	if (name == NULL)
+		return 0;
+	mapped = get_attnum(relid, name);
+	pfree(name);
+	return mapped < 0 ? 0 : mapped;
+}
+
+/*
+ * Key columns in the numbering of rel, and what follows from them.
+ */
+static void
+tracked_fill_key(CutoverRelation *entry, Relation rel, const TableRow *row)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	int			natts = 0;
+	Bitmapset  *indexed;
+
+	entry->nkeys = row->nkeys;
+	entry->keys = palloc(sizeof(AttrNumber) * Max(row->nkeys, 1));
+	entry->key_lost = false;
+	entry->key_desc = NULL;
+	entry->whole_old = row->nkeys == 0 || row->shard_by;
+#if PG_VERSION_NUM >= 160000
+	indexed = RelationGetIndexAttrBitmap(rel, INDEX_ATTR_BITMAP_HOT_BLOCKING);
+#else
+	indexed = RelationGetIndexAttrBitmap(rel, INDEX_ATTR_BITMAP_ALL);
+#endif
+	entry->hot_keeps_key = true;
+	for (int i = 0; i < row->nkeys; i++)
+	{
+		AttrNumber	attnum = tracked_map_attnum(row->root, RelationGetRelid(rel), row->keys[i]);
+
+		entry->keys[i] = attnum;
+		if (attnum <= 0 || attnum > desc->natts || TupleDescAttr(desc, attnum - 1)->attisdropped)
+		{
+			entry->key_lost = true;
+			return;
+		}
+		natts = Max(natts, attnum);
+		if (!bms_is_member(attnum - FirstLowInvalidHeapAttributeNumber, indexed))
+			entry->hot_keeps_key = false;
+	}
+	bms_free(indexed);
+	if (natts > 0)
+	{
+		entry->key_desc = CreateTemplateTupleDesc(natts);
+		for (int i = 1; i <= natts; i++)
+			TupleDescCopyEntry(entry->key_desc, i, desc, i);
+#if PG_VERSION_NUM >= 190000
+		TupleDescFinalize(entry->key_desc);
+#endif
+	}
+}
+
+/*
+ * Columns that must stand in every image because an expression reads them.
+ */
+static void
+tracked_fill_used(CutoverRelation *entry, Oid relid, const TableRow *row)
+{
+	int			bit = -1;
+
+	entry->not_elidable = NULL;
+	entry->none_elidable = row->shard_by || row->nkeys == 0;
+	while ((bit = bms_next_member(row->used, bit)) >= 0)
+	{
+		AttrNumber	attnum = bit + FirstLowInvalidHeapAttributeNumber;
+
+		if (attnum == InvalidAttrNumber)
+			entry->none_elidable = true;	/* the row as a whole */
+		if (attnum <= 0)
+			continue;
+		attnum = tracked_map_attnum(row->root, relid, attnum);
+		if (attnum > 0)
+			entry->not_elidable = bms_add_member(entry->not_elidable, attnum);
+	}
+	for (int i = 0; i < entry->nkeys; i++)
+		if (entry->keys[i] > 0)
+			entry->not_elidable = bms_add_member(entry->not_elidable, entry->keys[i]);
+}
+
+/*
+ * Fill the entry of a relation from the tables.
+ */
+static void
+tracked_fill(CutoverRelation *entry, Relation rel)
+{
+	TableRow	row = {0};
+	MemoryContext old;
+	bool		found;
+
+	if (entry->cxt == NULL)
+		entry->cxt = AllocSetContextCreate(CacheMemoryContext, "cutover relation", ALLOCSET_SMALL_SIZES);
+	else
+		MemoryContextReset(entry->cxt);
+	entry->active = false;
+	entry->layout_id = 0;
+	entry->nkeys = 0;
+	entry->keys = NULL;
+	entry->key_desc = NULL;
+	entry->not_elidable = NULL;
+	if (!tracked_know_config())
+		return;
+	row.cxt = entry->cxt;
+	tracked_read_table(RelationGetRelid(rel), &row);
+	if (!row.found)
+		return;
+	cutover_tracked_scan("_column", "_column_pkey", "table_id", INT4OID, Int32GetDatum(row.table_id),
+						 tracked_visit_column, &row);
+	old = MemoryContextSwitchTo(entry->cxt);
+	entry->table_id = row.table_id;
+	entry->target_id = row.target_id;
+	entry->root = row.root;
+	entry->marked = strcmp(row.phase, "resync_needed") == 0;
+	entry->copying = strcmp(row.phase, "synced") != 0 && strcmp(row.phase, "indexing") != 0 &&
+		strcmp(row.phase, "catching_up") != 0;
+	tracked_fill_key(entry, rel, &row);
+	tracked_fill_used(entry, RelationGetRelid(rel), &row);
+	MemoryContextSwitchTo(old);
+	entry->state = hash_search(states, &row.table_id, HASH_ENTER, &found);
+	if (!found)
+	{
+		entry->state->lxid = InvalidLocalTransactionId;
+		entry->state->last_cid = FirstCommandId;
+	}
+	entry->active = cutover_tracked_target(row.target_id)->active;
+}
+
+/*
+ * The entry of a relation.
+ */
+CutoverRelation *
+cutover_tracked_relation(Relation rel)
+{
+	static CutoverRelation *last = NULL;
+	Oid			relid = RelationGetRelid(rel);
+	CutoverRelation *entry = last;
+	bool		found = true;
+	uint64		before;
+	int			tries = 0;
+
+	if (entry == NULL || entry->relid != relid)
+	{
+		entry = hash_search(relations, &relid, HASH_ENTER, &found);
+		if (!found)
+		{
+			entry->valid = false;
+			entry->cxt = NULL;
+		}
+		last = entry;
+	}
+	while (!entry->valid && tries++ < 10)
+	{
+		before = invalidations;
+		tracked_fill(entry, rel);
+		entry->valid = before == invalidations;
+	}
+	return entry;
+}
+
+/*
+ * Visitor: stop at the first row, having noticed it.
+ */
+static bool
+tracked_visit_any(Relation rel, HeapTuple tuple, void *arg)
+{
+	*(bool *) arg = true;
+	return false;
+}
+
+/*
+ * Is there any table under migration?
+ */
+bool
+cutover_tracked_any(void)
+{
+	uint64		before = invalidations;
+	bool		any = false;
+
+	if (any_known >= 0)
+		return any_known > 0;
+	if (!tracked_know_config())
+		return false;
+	cutover_tracked_scan("_table", NULL, NULL, InvalidOid, (Datum) 0, tracked_visit_any, &any);
+	if (before == invalidations)
+		any_known = any;
+	return any;
+}
+
+/*
+ * The table that a relation belongs to.
+ */
+bool
+cutover_tracked_find(Oid relid, int32 *table_id, Oid *root)
+{
+	TableRow	row = {0};
+
+	row.cxt = CurrentMemoryContext;
+	if (!OidIsValid(relid) || !tracked_know_config())
+		return false;
+	tracked_read_table(relid, &row);
+	if (row.found)
+	{
+		*table_id = row.table_id;
+		*root = row.root;
+	}
+	return row.found;
+}
+
+/*
+ * The relation that a table id stands for.
+ */
+Oid
+cutover_tracked_root(int32 table_id)
+{
+	TableRow	row = {0};
+
+	row.cxt = CurrentMemoryContext;
+	cutover_tracked_scan("_table", "_table_pkey", "table_id", INT4OID, Int32GetDatum(table_id),
+						 tracked_visit_table, &row);
+	return row.root;
+}

@@ -1,0 +1,98 @@
+/*
+ * tracked.h - what a backend knows of tables under migration.
+ *
+ * Caches over cutover._target, _table, _column and _member, filled on first use
+ * and forgotten by relcache invalidation.  Pointers stay good for the life of
+ * the process; their contents are those of the last cutover_tracked_*() call.
+ */
+#ifndef CUTOVER_TRACKED_H
+#define CUTOVER_TRACKED_H
+
+#include "access/htup.h"
+#include "access/tupdesc.h"
+#include "nodes/bitmapset.h"
+#include "utils/rel.h"
+#include "utils/snapshot.h"
+
+#include "shmem.h"
+
+#define CUTOVER_SEGMENTS 3
+
+/* A row of cutover._target. */
+typedef struct CutoverTarget
+{
+	int32		target_id;		/* hash key */
+	bool		valid;
+	bool		active;			/* exists, and changes are captured */
+	bool		running;		/* a replicator ought to be at work */
+	int			segment;		/* that is written to */
+	Oid			queue[CUTOVER_SEGMENTS];
+	CutoverSlot *slot;			/* NULL = not looked up yet, or none to be had */
+} CutoverTarget;
+
+/* What outlives the filling of a CutoverRelation; shared by the partitions of a table. */
+typedef struct CutoverTableState
+{
+	int32		table_id;		/* hash key */
+	LocalTransactionId lxid;	/* transaction that last_cid belongs to */
+	CommandId	last_cid;		/* latest command of which a change was captured */
+} CutoverTableState;
+
+/* A relation whose changes belong to a table under migration. */
+typedef struct CutoverRelation
+{
+	Oid			relid;			/* hash key */
+	bool		valid;
+	bool		active;			/* false: nothing to do, and nothing below is set */
+	bool		marked;			/* phase resync_needed: what happens now is in the next copy */
+	bool		copying;		/* no value may be left out of an image */
+	bool		hot_keeps_key;	/* a heap-only update can't have changed the key */
+	bool		whole_old;		/* old images are whole rows */
+	bool		key_lost;		/* a key column was dropped */
+	int32		table_id;
+	int32		target_id;
+	Oid			root;			/* the table itself, if this is a partition of it */
+	int32		layout_id;		/* 0 = to be looked up */
+	int			nkeys;
+	AttrNumber *keys;			/* in this relation's numbering */
+	TupleDesc	key_desc;		/* the columns up to the last of the key; NULL without key */
+	Bitmapset  *not_elidable;	/* attnums that are read by expressions; NULL = none */
+	bool		none_elidable;
+	MemoryContext cxt;			/* of what is pointed to */
+	CutoverTableState *state;
+} CutoverRelation;
+
+/* Registers the invalidation callback. */
+extern void cutover_tracked_init(void);
+
+/* The entry of a relation; never NULL, but possibly not active. */
+extern CutoverRelation *cutover_tracked_relation(Relation rel);
+extern CutoverTarget *cutover_tracked_target(int32 target_id);
+
+/* Forget what is known of a relation (its layout was rolled back, ...). */
+extern void cutover_tracked_forget(Oid relid);
+
+/* False if no table of this database is under migration; cheap after the first call. */
+extern bool cutover_tracked_any(void);
+
+/* True if the relation is the root or a member of a table under migration; takes no lock. */
+extern bool cutover_tracked_find(Oid relid, int32 *table_id, Oid *root);
+
+/* The relation that a table id stands for; InvalidOid if none. */
+extern Oid	cutover_tracked_root(int32 table_id);
+
+/* Relations of schema cutover, by name; InvalidOid if there is none. */
+extern Oid	cutover_tracked_config(const char *name);
+
+/* An attribute of a configuration row by its name. */
+extern Datum cutover_tracked_attr(HeapTuple tuple, TupleDesc desc, const char *name, bool *isnull);
+
+/*
+ * Visit the rows of cutover.<table> where <column> equals key (all rows if
+ * index is NULL), under a snapshot taken now.  The callback returns false to stop.
+ */
+typedef bool (*CutoverRowVisitor) (Relation rel, HeapTuple tuple, void *arg);
+extern void cutover_tracked_scan(const char *table, const char *index, const char *column,
+								 Oid keytype, Datum key, CutoverRowVisitor visitor, void *arg);
+
+#endif							/* CUTOVER_TRACKED_H */
