@@ -59,6 +59,7 @@ SELECT json_build_object(
 		'collation_version', to_jsonb(d)->>'datcollversion',
 		'database', d.datname, 'role', r.rolname, 'super', r.rolsuper, 'bypass_rls', r.rolsuper OR r.rolbypassrls,
 		'may_create', has_database_privilege(d.oid, 'CREATE'),
+		'has_migration', to_regclass('cutover.migration') IS NOT NULL,
 		'may_replica', r.rolsuper OR {may_replica},
 		'plpgsql', EXISTS (SELECT FROM pg_language WHERE lanname = 'plpgsql'),
 		'has_extension', EXISTS (SELECT FROM pg_extension WHERE extname = 'cutover'),
@@ -266,9 +267,17 @@ BEGIN
 			'ORDER BY, range conditions and range partitions over text may differ on new.')::cutover._finding;
 	END IF;
 
-	IF NOT (n->>'may_create')::boolean THEN
-		RETURN NEXT ('error', 'new_privileges', object, format('role %s may not create objects in the database', quote_ident(n->>'role')),
-			format('On new: GRANT CREATE ON DATABASE %I TO %I; cutover_grant_script() writes all that is needed.', n->>'database', n->>'role'))::cutover._finding;
+	IF new_doc->>'migration' IS NULL THEN
+		-- schema cutover of new was dropped, or the address leads elsewhere
+		RETURN NEXT ('error', 'new_database', object, 'new does not have what cutover_add_target() creates there',
+			'Check the address; if it is right, drop the target and add it again.')::cutover._finding;
+		IF NOT (n->>'may_create')::boolean THEN
+			RETURN NEXT ('error', 'new_privileges', object, format('role %I may not create objects in the database', n->>'role'),
+				format('On new: GRANT CREATE ON DATABASE %I TO %I;', n->>'database', n->>'role'))::cutover._finding;
+		END IF;
+	ELSIF (new_doc->>'migration')::uuid <> (SELECT t.migration_id FROM cutover._target t WHERE t.target_id = $1) THEN
+		RETURN NEXT ('error', 'new_database', object, 'new is owned by another migration',
+			'Check the address: cutover_set_target(); or end the other migration there: SELECT cutover.abandon();')::cutover._finding;
 	END IF;
 	IF coalesce((n->>'free_connections')::int, 0) < jobs + 3 THEN
 		RETURN NEXT (CASE WHEN (n->>'free_connections')::int < 1 THEN 'error' ELSE 'warning' END, 'new_connections', object,
@@ -367,6 +376,9 @@ BEGIN
 	SELECT (r->>'doc')::jsonb INTO STRICT doc
 	FROM cutover._remote(v_server, cutover._preflight_catalog_sql(v_version),
 		cutover._preflight_wanted($1, true), cutover._preflight_sequences($1), '[]') r;
+	IF (doc->'server'->>'has_migration')::boolean AND NOT (doc->'server'->>'has_extension')::boolean THEN
+		SELECT doc || r INTO doc FROM cutover._remote(v_server, 'SELECT migration_id AS migration FROM cutover.migration') r;
+	END IF;
 	RETURN doc;
 END
 $$;

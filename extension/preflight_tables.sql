@@ -169,6 +169,13 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 	FROM m JOIN nt USING (t) JOIN o ON o.t = m.t AND o.attnum = m.attnum AND (m.attnum > 0 OR o.name = m.new_column)
 	WHERE NOT EXISTS (SELECT FROM n WHERE n.t = m.t AND n.name = m.new_column)
 	UNION ALL
+	SELECT 'warning', 'columns', format('%s.%I', cutover._table_name(b.old_table), o.name), 'this column of old goes nowhere',
+		'Name it in the argument columns of cutover_add_table(), unless it is meant to stay behind.'
+	FROM cutover._table b JOIN o ON o.t = b.table_id AND o.attnum > 0 AND o.generated = ''
+	WHERE b.target_id = $1 AND NOT b.default_columns AND NOT EXISTS (
+		SELECT FROM cutover._column c LEFT JOIN LATERAL cutover._expression_info(c.expr) i ON true
+		WHERE c.table_id = b.table_id AND (c.attnum = o.attnum OR o.attnum = ANY (i.attnums) OR 0 = ANY (i.attnums)))
+	UNION ALL
 	SELECT 'warning', 'columns', format('%s.%I', c.table_name, c.name),
 		CASE WHEN c.has_default OR c.serial THEN 'old has nothing for this column of new: it gets its default'
 			ELSE 'old has nothing for this column of new: it stays null' END,
