@@ -68,17 +68,19 @@ regress_suite() {
 
 # PostgreSQL::Test::Utils keeps what each test printed in tmp_check/log
 tap_suite() {
-	local start=$SECONDS ok bad rc
+	local start=$SECONDS ok bad rc log logs
 	timeout -k 30 20m "${as[@]}" prove --timer -j "$jobs" "$@" 2>&1 | tee prove.out
 	rc=${PIPESTATUS[0]}
 	ok=$(cat tmp_check/log/regress_log_* 2>/dev/null | grep -cE '^(\[[^]]*\]\([^)]*\) )?ok [0-9]+')
 	bad=$(cat tmp_check/log/regress_log_* 2>/dev/null | grep -cE '^(\[[^]]*\]\([^)]*\) )?not ok [0-9]+')
-	[ "$rc" = 0 ] || [ "$bad" -gt 0 ] || bad=1
-	# the tests that prove names in its report
-	for log in $(sed -n 's|^t/\([^ ]*\)\.pl .*(Wstat.*|tmp_check/log/regress_log_\1|p' prove.out); do
+	# the tests that prove names in its report; one that died has failed too
+	logs=$(sed -n 's|^t/\([^ ]*\)\.pl .*(Wstat.*|tmp_check/log/regress_log_\1|p' prove.out)
+	for log in $logs; do
+		grep -qE '^(\[[^]]*\]\([^)]*\) )?not ok [0-9]+' "$log" || bad=$((bad + 1))
 		echo "--- end of $(basename "$log")"
 		grep -v '^### \|^# Running: pg_ctl\|^waiting for\|^server stopped\|^# No postmaster' "$log" | tail -n 30 | cut -c1-1000
 	done
+	[ "$rc" = 0 ] || [ "$bad" -gt 0 ] || bad=1
 	note tap "$ok" "$bad" $((SECONDS - start))
 }
 
