@@ -17,6 +17,13 @@
 #include "utils/rel.h"
 #include "utils/wait_event.h"
 
+/* 18: stands before the declaration, where the former attribute may stand as well */
+#if PG_VERSION_NUM >= 180000
+#define CUTOVER_NORETURN pg_noreturn
+#else
+#define CUTOVER_NORETURN pg_attribute_noreturn()
+#endif
+
 /* 17: a process is known by its number, no longer by a field of PGPROC */
 static inline int
 cutover_my_procno_compat(void)

@@ -9,6 +9,7 @@
 #include "utils/hsearch.h"
 #include "utils/timestamp.h"
 
+#include "compat.h"
 #include "endpoint.h"
 
 /* Bytes that may wait in libpq's buffer before we wait for the socket. */
@@ -78,8 +79,8 @@ extern PGresult *cutover_endpoint_get_result(CutoverEndpoint *ep);
 extern void cutover_endpoint_wait_socket(CutoverEndpoint *ep, bool writing);
 extern void cutover_endpoint_push(CutoverEndpoint *ep, bool all);
 extern void cutover_endpoint_check_usable(CutoverEndpoint *ep);
-extern void cutover_endpoint_raise_result(CutoverEndpoint *ep, const PGresult *res, const char *sql) pg_attribute_noreturn();
-extern void cutover_endpoint_raise_lost(CutoverEndpoint *ep, const char *sql) pg_attribute_noreturn();
+CUTOVER_NORETURN extern void cutover_endpoint_raise_result(CutoverEndpoint *ep, const PGresult *res, const char *sql);
+CUTOVER_NORETURN extern void cutover_endpoint_raise_lost(CutoverEndpoint *ep, const char *sql);
 extern CutoverRows *cutover_endpoint_collect(CutoverEndpoint *ep, const char *sql);
 extern CutoverRows *cutover_endpoint_copy_rows(const PGresult *res);
 extern bool cutover_endpoint_roll_back_to(CutoverEndpoint *ep, const char *sql);
