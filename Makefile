@@ -18,6 +18,7 @@ OBJS = \
 	extension/capture.o \
 	extension/control.o \
 	extension/cutover.o \
+	extension/ddl.o \
 	extension/expression.o \
 	extension/guc.o \
 	extension/image.o \

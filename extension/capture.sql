@@ -41,23 +41,71 @@ AS $$
 	SELECT c.oid FROM pg_class c WHERE c.oid = root AND c.relkind <> 'p'
 $$;
 
--- Puts a trigger of ours on a relation, or puts it right.  True if something had to be done.
-CREATE FUNCTION cutover._put_trigger(relid oid, trigger name, definition text) RETURNS boolean
+-- Puts a trigger of ours on a relation, or puts it right.  A trigger is known by its function, as it may have been renamed.
+CREATE FUNCTION cutover._put_trigger(p_relid oid, p_name name, p_definition text) RETURNS void
 	LANGUAGE plpgsql
 	SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+	v_name name;
 	v_enabled "char";
 BEGIN
-	SELECT tgenabled INTO v_enabled FROM pg_trigger t WHERE t.tgrelid = relid AND t.tgname = trigger;
+	SELECT t.tgname, t.tgenabled INTO v_name, v_enabled FROM pg_trigger t
+		WHERE t.tgrelid = p_relid AND t.tgfoid = 'cutover._capture()'::regprocedure
+		AND (t.tgtype & 32 <> 0) = (p_name = ' cutover truncate');		-- 32: TRUNCATE
 	IF v_enabled = 'A' THEN
-		RETURN false;
+		RETURN;
 	END IF;
 	IF v_enabled IS NULL THEN
-		EXECUTE format('CREATE TRIGGER %I %s', trigger, format(definition, relid::regclass));
+		v_name := p_name;
+		EXECUTE format('CREATE TRIGGER %I %s', v_name, format(p_definition, p_relid::regclass));
 	END IF;
-	EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', relid::regclass, trigger);
-	RETURN true;
+	EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER %I', p_relid::regclass, v_name);
+END
+$$;
+
+-- Takes our triggers off a relation; those of partitions that came with the root's go with it.
+CREATE FUNCTION cutover._drop_triggers(p_relid oid) RETURNS void
+	LANGUAGE plpgsql
+	SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	v_name name;
+BEGIN
+	FOR v_name IN
+		SELECT t.tgname FROM pg_trigger t
+		WHERE t.tgrelid = p_relid AND t.tgfoid = 'cutover._capture()'::regprocedure AND t.tgparentid = 0
+	LOOP
+		EXECUTE format('DROP TRIGGER %I ON %s', v_name, p_relid::regclass);
+	END LOOP;
+END
+$$;
+
+-- The triggers of one table.
+CREATE FUNCTION cutover._put_triggers(p_root oid) RETURNS void
+	LANGUAGE plpgsql
+	SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	v_partitioned boolean := EXISTS (SELECT FROM pg_class c WHERE c.oid = p_root AND c.relkind = 'p');
+	v_leaf oid;
+BEGIN
+	PERFORM cutover._put_trigger(p_root, ' cutover',
+		'AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW EXECUTE FUNCTION cutover._capture()');
+	IF NOT v_partitioned THEN
+		PERFORM cutover._put_trigger(p_root, ' cutover truncate',
+			'AFTER TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION cutover._capture()');
+		RETURN;
+	END IF;
+	-- BEFORE: a partition truncated by itself still has its rows then
+	PERFORM cutover._put_trigger(p_root, ' cutover truncate',
+		'BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION cutover._capture()');
+	FOR v_leaf IN SELECT cutover._leaves(p_root) LOOP
+		PERFORM cutover._put_trigger(v_leaf, ' cutover',
+			'AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW EXECUTE FUNCTION cutover._capture()');
+		PERFORM cutover._put_trigger(v_leaf, ' cutover truncate',
+			'BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION cutover._capture()');
+	END LOOP;
 END
 $$;
 
@@ -72,7 +120,6 @@ AS $$
 DECLARE
 	v_root oid;
 	v_kind "char";
-	v_leaf oid;
 BEGIN
 	PERFORM cutover._caller();		-- loads the library, which knows the setting
 	PERFORM set_config('lock_timeout', current_setting('cutover.lock_timeout'), true);
@@ -86,23 +133,12 @@ BEGIN
 	END IF;
 	EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE',
 		CASE WHEN v_kind = 'p' THEN v_root::regclass::text ELSE 'ONLY ' || v_root::regclass::text END);
-	PERFORM cutover._put_trigger(v_root, ' cutover',
-		'AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW EXECUTE FUNCTION cutover._capture()');
-	IF v_kind = 'p' THEN
-		PERFORM cutover._put_trigger(v_root, ' cutover truncate',
-			'BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION cutover._capture()');
-		FOR v_leaf IN SELECT cutover._leaves(v_root) LOOP
-			PERFORM cutover._put_trigger(v_leaf, ' cutover truncate',
-				'BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION cutover._capture()');
-		END LOOP;
-	ELSE
-		PERFORM cutover._put_trigger(v_root, ' cutover truncate',
-			'AFTER TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION cutover._capture()');
-	END IF;
+	PERFORM cutover._put_triggers(v_root);
 	DELETE FROM cutover._member m WHERE m.table_id = p_table_id
-		AND m.relid NOT IN (SELECT cutover._leaves(v_root));
+		AND m.relid <> v_root AND m.relid NOT IN (SELECT cutover._leaves(v_root));
 	INSERT INTO cutover._member (relid, table_id)
-		SELECT l, p_table_id FROM cutover._leaves(v_root) l ON CONFLICT DO NOTHING;
+		SELECT v_root, p_table_id UNION SELECT l, p_table_id FROM cutover._leaves(v_root) l
+		ON CONFLICT DO NOTHING;
 END
 $$;
 
@@ -114,24 +150,71 @@ CREATE FUNCTION cutover._remove_capture(p_table_id int) RETURNS void
 AS $$
 DECLARE
 	v_relid oid;
-	v_members oid[];
-	v_root oid;
+	v_relids oid[];
 BEGIN
 	PERFORM cutover._caller();
 	PERFORM set_config('lock_timeout', current_setting('cutover.lock_timeout'), true);
-	SELECT t.old_table INTO v_root FROM cutover._table t WHERE t.table_id = p_table_id;
-	SELECT array_agg(m.relid) INTO v_members FROM cutover._member m WHERE m.table_id = p_table_id;
+	SELECT array_agg(t.old_table) INTO v_relids FROM cutover._table t WHERE t.table_id = p_table_id;
+	SELECT v_relids || array_agg(m.relid ORDER BY m.relid) INTO v_relids
+		FROM cutover._member m WHERE m.table_id = p_table_id AND m.relid <> ALL (v_relids);
 	-- first: the event triggers don't put back what has no members
 	DELETE FROM cutover._member m WHERE m.table_id = p_table_id;
-	IF EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = v_root AND t.tgname = ' cutover' AND t.tgparentid = 0) THEN
-		EXECUTE format('DROP TRIGGER " cutover" ON %s', v_root::regclass);
-	END IF;
-	FOR v_relid IN
-		SELECT t.tgrelid FROM pg_trigger t
-		WHERE t.tgname = ' cutover truncate' AND (t.tgrelid = v_root OR t.tgrelid = ANY (v_members))
-		ORDER BY t.tgrelid <> v_root, t.tgrelid
+	FOREACH v_relid IN ARRAY coalesce(v_relids, '{}') LOOP
+		PERFORM cutover._drop_triggers(v_relid);
+	END LOOP;
+END
+$$;
+
+-- Compares one table (NULL = all) with the catalogs after a schema change: partitions that came or went bring or take
+-- their rows, triggers are put right, a table that was dropped leaves the migration.
+CREATE FUNCTION cutover._reconcile(p_table_id int) RETURNS void
+	LANGUAGE plpgsql
+	SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	v record;
+	v_relid oid;
+	v_apply boolean;
+BEGIN
+	PERFORM cutover._caller();
+	v_apply := current_setting('cutover.partition_rows') = 'apply';
+	FOR v IN
+		SELECT t.table_id, t.target_id, t.old_table, c.oid AS found
+		FROM cutover._table t LEFT JOIN pg_class c ON c.oid = t.old_table
+		WHERE p_table_id IS NULL OR t.table_id = p_table_id
+		ORDER BY t.table_id
 	LOOP
-		EXECUTE format('DROP TRIGGER " cutover truncate" ON %s', v_relid::regclass);
+		IF v.found IS NULL THEN
+			PERFORM cutover._enqueue_control(v.target_id, v.table_id, 'Z', 'table was dropped');
+			DELETE FROM cutover._table t WHERE t.table_id = v.table_id;
+			CONTINUE;
+		END IF;
+		IF NOT EXISTS (SELECT FROM cutover._member m WHERE m.relid = v.old_table) THEN
+			CONTINUE;			-- capture isn't on
+		END IF;
+		FOR v_relid IN
+			SELECT m.relid FROM cutover._member m
+			WHERE m.table_id = v.table_id AND m.relid <> v.old_table
+				AND m.relid NOT IN (SELECT cutover._leaves(v.old_table))
+		LOOP
+			IF EXISTS (SELECT FROM pg_class c WHERE c.oid = v_relid) THEN
+				IF v_apply THEN
+					PERFORM cutover._capture_rows(v_relid, 'D');
+				END IF;
+				PERFORM cutover._drop_triggers(v_relid);
+			END IF;
+			DELETE FROM cutover._member m WHERE m.relid = v_relid;
+		END LOOP;
+		PERFORM cutover._put_triggers(v.old_table);
+		FOR v_relid IN
+			SELECT l FROM cutover._leaves(v.old_table) l
+			WHERE l NOT IN (SELECT m.relid FROM cutover._member m WHERE m.table_id = v.table_id)
+		LOOP
+			INSERT INTO cutover._member (relid, table_id) VALUES (v_relid, v.table_id);
+			IF v_apply THEN
+				PERFORM cutover._capture_rows(v_relid, 'I');
+			END IF;
+		END LOOP;
 	END LOOP;
 END
 $$;
@@ -153,7 +236,8 @@ AS $$
 	JOIN pg_class c ON c.oid = t.old_table
 	CROSS JOIN LATERAL (SELECT t.old_table UNION SELECT cutover._leaves(t.old_table)) r (relid)
 	CROSS JOIN (VALUES (' cutover'), (' cutover truncate')) w (tgname)
-	LEFT JOIN pg_trigger g ON g.tgrelid = r.relid AND g.tgname = w.tgname
+	LEFT JOIN pg_trigger g ON g.tgrelid = r.relid AND g.tgfoid = 'cutover._capture()'::regprocedure
+		AND (g.tgtype & 32 <> 0) = (w.tgname = ' cutover truncate')
 	WHERE t.target_id = p_target_id AND g.tgenabled IS DISTINCT FROM 'A'
 		AND EXISTS (SELECT FROM cutover._member m WHERE m.table_id = t.table_id)
 	UNION ALL
@@ -164,3 +248,22 @@ AS $$
 	WHERE t.target_id = p_target_id AND EXISTS (SELECT FROM cutover._member m WHERE m.table_id = t.table_id)
 		AND NOT EXISTS (SELECT FROM cutover._member m WHERE m.relid = l)
 $$;
+;
+
+CREATE FUNCTION cutover._ddl_start() RETURNS event_trigger
+	LANGUAGE C AS 'MODULE_PATHNAME', 'cutover_ddl_start';
+CREATE FUNCTION cutover._ddl_end() RETURNS event_trigger
+	LANGUAGE C AS 'MODULE_PATHNAME', 'cutover_ddl_end';
+CREATE FUNCTION cutover._ddl_drop() RETURNS event_trigger
+	LANGUAGE C AS 'MODULE_PATHNAME', 'cutover_ddl_drop';
+CREATE FUNCTION cutover._ddl_rewrite() RETURNS event_trigger
+	LANGUAGE C AS 'MODULE_PATHNAME', 'cutover_ddl_rewrite';
+
+CREATE EVENT TRIGGER cutover_ddl_start ON ddl_command_start EXECUTE FUNCTION cutover._ddl_start();
+CREATE EVENT TRIGGER cutover_ddl_end ON ddl_command_end EXECUTE FUNCTION cutover._ddl_end();
+CREATE EVENT TRIGGER cutover_rewrite ON table_rewrite EXECUTE FUNCTION cutover._ddl_rewrite();
+CREATE EVENT TRIGGER cutover_sql_drop ON sql_drop EXECUTE FUNCTION cutover._ddl_drop();
+ALTER EVENT TRIGGER cutover_ddl_start ENABLE ALWAYS;
+ALTER EVENT TRIGGER cutover_ddl_end ENABLE ALWAYS;
+ALTER EVENT TRIGGER cutover_rewrite ENABLE ALWAYS;
+ALTER EVENT TRIGGER cutover_sql_drop ENABLE ALWAYS;

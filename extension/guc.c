@@ -18,6 +18,7 @@ int			cutover_guc_copy_max_rate = 0;
 int			cutover_guc_lease_time = 15;
 int			cutover_guc_lock_timeout = 500;
 int			cutover_guc_network_timeout = 60;
+int			cutover_guc_partition_rows = CUTOVER_PARTITION_ROWS_APPLY;
 int			cutover_guc_queue_limit = 0;
 int			cutover_guc_queue_segment_size = 256;
 int			cutover_guc_retry_max_delay = 10000;
@@ -27,6 +28,12 @@ static const struct config_enum_entry capture_options[] = {
 	{"strict", CUTOVER_CAPTURE_STRICT, false},
 	{"mark", CUTOVER_CAPTURE_MARK, false},
 	{"off", CUTOVER_CAPTURE_OFF, false},
+	{NULL, 0, false}
+};
+
+static const struct config_enum_entry partition_rows_options[] = {
+	{"apply", CUTOVER_PARTITION_ROWS_APPLY, false},
+	{"ignore", CUTOVER_PARTITION_ROWS_IGNORE, false},
 	{NULL, 0, false}
 };
 
@@ -81,6 +88,11 @@ cutover_guc_init(void)
 							"Zero waits for ever. Index builds are exempt.",
 							&cutover_guc_network_timeout, 60, 0, INT_MAX / 1000,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomEnumVariable("cutover.partition_rows",
+							 "What happens on new to the rows of a partition that is attached, detached or dropped.",
+							 "apply: they are inserted or deleted there. ignore: they stay as they are.",
+							 &cutover_guc_partition_rows, CUTOVER_PARTITION_ROWS_APPLY, partition_rows_options,
+							 PGC_SUSET, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("cutover.queue_limit",
 							"Size of a target's queue at which changes count as not capturable.",
 							"Zero means no limit. See cutover.capture.",

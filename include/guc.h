@@ -11,6 +11,12 @@ typedef enum CutoverCapturePolicy
 	CUTOVER_CAPTURE_OFF			/* nothing is captured */
 } CutoverCapturePolicy;
 
+typedef enum CutoverPartitionRows
+{
+	CUTOVER_PARTITION_ROWS_APPLY,	/* rows of a partition come and go with it */
+	CUTOVER_PARTITION_ROWS_IGNORE
+} CutoverPartitionRows;
+
 extern int	cutover_guc_apply_batch_rows;	/* changes in one apply transaction, soft limit */
 extern int	cutover_guc_apply_memory;	/* kB */
 extern int	cutover_guc_capture;	/* CutoverCapturePolicy */
@@ -20,6 +26,7 @@ extern int	cutover_guc_copy_max_rate;	/* kB/s over all copiers, 0 = no limit */
 extern int	cutover_guc_lease_time; /* s */
 extern int	cutover_guc_lock_timeout;	/* ms: our own DDL on tables in use, on either side */
 extern int	cutover_guc_network_timeout;	/* s without any answer from new, 0 = for ever */
+extern int	cutover_guc_partition_rows;	/* CutoverPartitionRows */
 extern int	cutover_guc_queue_limit;	/* MB, 0 = no limit */
 extern int	cutover_guc_queue_segment_size; /* MB: rotate when larger */
 extern int	cutover_guc_retry_max_delay;	/* ms */
