@@ -15,6 +15,7 @@ EXTVERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" extension/cuto
 OBJS = \
 	extension/action.o \
 	extension/buffer.o \
+	extension/caller.o \
 	extension/capture.o \
 	extension/control.o \
 	extension/cutover.o \
@@ -29,6 +30,7 @@ OBJS = \
 	extension/queue.o \
 	extension/remote.o \
 	extension/tracked.o \
+	extension/wait.o \
 	worker/action_worker.o \
 	worker/apply.o \
 	worker/batch.o \

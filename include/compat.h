@@ -72,4 +72,13 @@ cutover_wait_event_compat(uint32 *cache, const char *name)
 #endif
 }
 
+/* 18: a portal no longer needs to know whether it runs once */
+#if PG_VERSION_NUM >= 180000
+#define cutover_portal_run_compat(portal, dest, qc) \
+	PortalRun(portal, FETCH_ALL, true, dest, dest, qc)
+#else
+#define cutover_portal_run_compat(portal, dest, qc) \
+	PortalRun(portal, FETCH_ALL, true, true, dest, dest, qc)
+#endif
+
 #endif							/* CUTOVER_COMPAT_H */
