@@ -268,5 +268,7 @@ cutover_lock_target(PG_FUNCTION_ARGS)
 	Oid			relid = get_relname_relid("_target", get_namespace_oid("cutover", false));
 
 	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, relid, PG_GETARG_INT32(0), 0);
+	/* the server releases a session's locks of this kind, and no others, at its end */
+	tag.locktag_lockmethodid = USER_LOCKMETHOD;
 	PG_RETURN_BOOL(LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL);
 }

@@ -59,6 +59,10 @@ BEGIN
 		RAISE EXCEPTION 'target "%" is not started', v_target.target USING ERRCODE = '55000',
 			DETAIL = format('Its state is %s.', coalesce(v_target.desired, 'gone')),
 			HINT = 'Start it with cutover_start().';
+	ELSIF NOT EXISTS (SELECT FROM cutover._marker m WHERE m.target_id = _check_started.target_id AND m.direction = 'forward') THEN
+		RAISE EXCEPTION 'the start of target "%" was interrupted', v_target.target USING ERRCODE = '55000',
+			DETAIL = 'Capture may be on for some of its tables only.',
+			HINT = 'Call cutover_start() again, or give up with cutover_cancel().';
 	END IF;
 	RETURN v_target;
 END
@@ -151,6 +155,7 @@ DECLARE
 	v_blockers text;
 BEGIN
 	UPDATE cutover._target t SET desired = 'idle' WHERE t.target_id = _undo_start.target_id;
+	DELETE FROM cutover._marker m WHERE m.target_id = _undo_start.target_id;
 	COMMIT;
 	CALL cutover._capture_all(target_id, false, v_failed, v_blockers);
 	IF v_failed IS NULL THEN
@@ -189,7 +194,9 @@ DECLARE
 	v_blockers text;
 	v_s0 pg_snapshot;
 BEGIN
-	IF v_target.desired <> 'idle' THEN
+	-- paused without a marker: a start that did not come to its end
+	IF v_target.desired <> 'idle' AND (v_target.desired <> 'paused'
+		OR EXISTS (SELECT FROM cutover._marker m WHERE m.target_id = _do_start.target_id)) THEN
 		RAISE EXCEPTION 'target "%" is started already', v_target.target USING ERRCODE = '55000',
 			DETAIL = format('Its state is %s.', v_target.desired),
 			HINT = CASE v_target.desired WHEN 'paused' THEN 'Go on with cutover_resume().'
@@ -201,7 +208,8 @@ BEGIN
 	END IF;
 	PERFORM cutover._check_preflight(v_target.target);
 
-	UPDATE cutover._target t SET started_at = clock_timestamp() WHERE t.target_id = _do_start.target_id;
+	-- from here on changes are captured wherever the triggers are, and no replicator runs
+	UPDATE cutover._target t SET desired = 'paused', started_at = clock_timestamp() WHERE t.target_id = _do_start.target_id;
 	UPDATE cutover._table t SET copy = _do_start.copy, phase = 'waiting', phase_reason = NULL, phase_since = clock_timestamp()
 		WHERE t.target_id = _do_start.target_id;
 	COMMIT;
@@ -652,7 +660,7 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_
 DECLARE
 	v_target cutover._target;
 BEGIN
-	SELECT * INTO v_target FROM cutover._target t WHERE t.target_id = cutover._target_id(target);
+	SELECT * INTO v_target FROM cutover._target t WHERE t.target_id = cutover._target_id(cutover_finish.target);
 	IF v_target.mode <> 'new_only' THEN
 		RAISE EXCEPTION 'target "%" cannot be finished in mode %', v_target.target, v_target.mode USING ERRCODE = '55000',
 			DETAIL = 'Old still accepts writes.',

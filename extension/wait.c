@@ -194,7 +194,7 @@ cutover_remote_long(PG_FUNCTION_ARGS)
 {
 	CutoverEndpoint *ep = cutover_endpoint_in_xact(NameStr(*PG_GETARG_NAME(0)));
 	int			saved = cutover_endpoint_set_timeout(ep, 0);
-	Datum		result;
+	volatile Datum result = (Datum) 0;
 
 	PG_TRY();
 	{
