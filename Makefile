@@ -14,6 +14,7 @@ EXTVERSION := $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" extension/cuto
 
 OBJS = \
 	extension/action.o \
+	extension/block.o \
 	extension/buffer.o \
 	extension/caller.o \
 	extension/capture.o \
