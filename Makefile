@@ -69,7 +69,9 @@ SQL_PARTS = \
 
 # sql/<name>.sql with expected/<name>.out, in this order
 REGRESS = \
-	install
+	install \
+	interface \
+	preflight
 
 # sql/isolation/specs/<name>.spec with sql/isolation/expected/<name>.out
 ISOLATION =

@@ -28,6 +28,7 @@ CREATE FUNCTION cutover._queued_changes(target_id int) RETURNS bigint
 LANGUAGE plpgsql STABLE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off						-- the queue has no statistics; most of it may be done
+SET jit = off									-- for that makes a plan look dear
 AS $$
 DECLARE
 	acked pg_snapshot;

@@ -187,15 +187,15 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 	WHERE b.target_id = $1
 $$;
 
-CREATE FUNCTION cutover._expression_info(expr pg_node_tree, OUT type oid, OUT typmod int, OUT attnums int2[])
-LANGUAGE c IMMUTABLE STRICT AS 'MODULE_PATHNAME', 'cutover_expression_info';
-COMMENT ON FUNCTION cutover._expression_info(pg_node_tree) IS 'result type of a compiled expression, and the columns it reads (0 = the whole row)';
+CREATE FUNCTION cutover._expression_type(expr pg_node_tree, OUT type oid, OUT typmod int)
+LANGUAGE c IMMUTABLE STRICT AS 'MODULE_PATHNAME', 'cutover_expression_type';
+COMMENT ON FUNCTION cutover._expression_type(pg_node_tree) IS 'result type of a compiled expression';
 
 -- Results of expressions, for $3 of the query on old.
 CREATE FUNCTION cutover._preflight_expressions(target_id int) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 	SELECT coalesce(json_agg(json_build_object('t', c.table_id, 'n', c.new_column, 'type', i.type::bigint, 'typmod', i.typmod)), '[]')::text
-	FROM cutover._table b JOIN cutover._column c USING (table_id), cutover._expression_info(c.expr) i
+	FROM cutover._table b JOIN cutover._column c USING (table_id), cutover._expression_type(c.expr) i
 	WHERE b.target_id = $1 AND c.attnum IS NULL
 $$;
 

@@ -136,15 +136,21 @@ BEGIN
 		SELECT string_agg(format('SELECT %L AS name WHERE EXISTS (SELECT FROM %s)', n.name, n.name), ' UNION ALL ')
 		FROM (SELECT d.name, row_number() OVER (ORDER BY d.t) AS i
 			FROM cutover._preflight_doc_tables(new_doc) d JOIN cutover._table b ON b.table_id = d.t
+			JOIN cutover._target g USING (target_id)
 			WHERE d.kind IN ('r', 'p') AND d.usage AND NOT 'SELECT' = ANY (d.lacks)
 				AND (NOT d.rls OR (new_doc->'server'->>'bypass_rls')::boolean OR (d.owner AND NOT d.rls_forced))
-				AND b.copy AND b.phase = 'waiting' AND b.copy_generation = 0) n
+				AND (b.copy OR g.desired = 'idle') AND b.phase = 'waiting' AND b.copy_generation = 0) n
 		GROUP BY n.i / 300
 	LOOP
 		RETURN QUERY SELECT 'error', 'not_empty', r->>'name', 'the table on new is not empty',
 			format('On new: TRUNCATE %s; or, if it holds the rows of old already, start with copy => false.', r->>'name')
 		FROM cutover._remote(v_server, query) r;
 	END LOOP;
+	RETURN QUERY SELECT 'warning', 'not_empty', d.name, 'whether the table on new is empty can''t be seen',
+		'Give the role on new the privileges that are missing, and look again.'
+	FROM cutover._preflight_doc_tables(new_doc) d
+	WHERE d.kind IN ('r', 'p') AND (NOT d.usage OR 'SELECT' = ANY (d.lacks)
+		OR NOT (NOT d.rls OR (new_doc->'server'->>'bypass_rls')::boolean OR (d.owner AND NOT d.rls_forced)));
 END
 $$;
 COMMENT ON FUNCTION cutover._preflight_empty(int, jsonb) IS 'preflight: rows on new that are in the way of the copy';
@@ -173,7 +179,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 		'Name it in the argument columns of cutover_add_table(), unless it is meant to stay behind.'
 	FROM cutover._table b JOIN o ON o.t = b.table_id AND o.attnum > 0 AND o.generated = ''
 	WHERE b.target_id = $1 AND NOT b.default_columns AND NOT EXISTS (
-		SELECT FROM cutover._column c LEFT JOIN LATERAL cutover._expression_info(c.expr) i ON true
+		SELECT FROM cutover._column c, LATERAL (SELECT cutover._expression_attnums(c.expr)) i (attnums)
 		WHERE c.table_id = b.table_id AND (c.attnum = o.attnum OR o.attnum = ANY (i.attnums) OR 0 = ANY (i.attnums)))
 	UNION ALL
 	SELECT 'warning', 'columns', format('%s.%I', c.table_name, c.name),
@@ -224,8 +230,10 @@ CREATE FUNCTION cutover._preflight_conversion(old_core text, new_core text) RETU
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 	SELECT CASE
 		WHEN old_core = new_core THEN NULL
-		WHEN new_core IN ('text', 'varchar', 'citext', 'bpchar') AND old_core IN ('text', 'varchar', 'citext', 'bpchar', 'name', 'char') THEN NULL
-		WHEN new_core IN ('text', 'varchar', 'citext') THEN 'lossy: values are stored as text'
+		WHEN new_core = 'citext' AND old_core <> 'citext' THEN 'lossy: values that differ in case only are equal there'
+		WHEN old_core = 'bpchar' AND new_core IN ('text', 'varchar') THEN 'lossy: values are stored with their trailing blanks'
+		WHEN new_core IN ('text', 'varchar', 'bpchar') AND old_core IN ('text', 'varchar', 'citext', 'bpchar', 'name', 'char') THEN NULL
+		WHEN new_core IN ('text', 'varchar') THEN 'lossy: values are stored as text'
 		WHEN old_core IN ('text', 'varchar', 'citext', 'bpchar', 'name') THEN 'lossy: text that is no valid value is rejected'
 		WHEN (old_core, new_core) IN (('int2', 'int4'), ('int2', 'int8'), ('int4', 'int8'), ('int2', 'numeric'), ('int4', 'numeric'),
 			('int8', 'numeric'), ('int2', 'float4'), ('int2', 'float8'), ('int4', 'float8'), ('date', 'timestamp'), ('json', 'jsonb'),
@@ -346,7 +354,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 			ARRAY(SELECT m.new_column FROM cutover._preflight_mapping($1, old_doc) m
 				WHERE m.t = b.table_id AND m.attnum = ANY (b.key_attnums) ORDER BY m.new_column COLLATE "C") AS plain,
 			-- columns of new that are computed from the key alone, where the key itself is not moved
-			ARRAY(SELECT c.new_column::text FROM cutover._column c, cutover._expression_info(c.expr) i
+			ARRAY(SELECT c.new_column::text FROM cutover._column c, LATERAL (SELECT cutover._expression_attnums(c.expr)) i (attnums)
 				WHERE c.table_id = b.table_id AND NOT b.default_columns AND c.attnum IS NULL
 					AND i.attnums <> '{}' AND i.attnums <@ b.key_attnums ORDER BY 1) AS computed,
 			(SELECT count(DISTINCT a) FROM unnest(b.key_attnums) a) AS parts,
@@ -408,7 +416,11 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 			ELSE format('unique index %s of new is not on old: rows may be rejected', i.name) END,
 		'Drop it on new, or add it on old first.'
 	FROM cutover._preflight_doc_indexes(new_doc) i JOIN nt USING (t)
-	WHERE (i."unique" OR i.exclusion) AND NOT EXISTS (
+	-- computed from the key, and found by it: _preflight_keys speaks of that
+	WHERE (i."unique" OR i.exclusion) AND NOT (i."unique" AND i.plain AND i.columns <@ ARRAY(
+			SELECT c.new_column::text FROM cutover._table b JOIN cutover._column c USING (table_id), LATERAL (SELECT cutover._expression_attnums(c.expr)) e (attnums)
+			WHERE b.table_id = i.t AND e.attnums <> '{}' AND e.attnums <@ b.key_attnums))
+		AND NOT EXISTS (
 		SELECT FROM old_unique u WHERE u.t = i.t AND u.exclusion = i.exclusion
 			AND CASE
 				-- fewer columns on old are stricter

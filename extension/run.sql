@@ -166,20 +166,17 @@ END
 $$;
 
 -- Refuses to start what preflight objects to.
-CREATE FUNCTION cutover._check_preflight(target name) RETURNS void
+CREATE FUNCTION cutover._check_preflight(target_id int, copy boolean) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	v_count bigint;
 	v_list text;
 BEGIN
-	IF to_regprocedure('@extschema@.cutover_preflight(name)') IS NULL THEN
-		RETURN;
-	END IF;
-	EXECUTE $sql$SELECT count(*), string_agg(concat_ws(': ', nullif(p.object, ''), p.message), E'\n' ORDER BY p.object, p.message)
-		FROM @extschema@.cutover_preflight($1) p WHERE p.level = 'error'$sql$
-		INTO v_count, v_list USING target;
+	SELECT count(*), string_agg(concat_ws(': ', nullif(p.object, ''), p.message), E'\n' ORDER BY p.object, p.message)
+		INTO v_count, v_list FROM cutover._preflight(target_id, copy) p WHERE p.level = 'error';
 	IF v_count > 0 THEN
-		RAISE EXCEPTION 'target "%" cannot be started: preflight found % error(s)', target, v_count USING ERRCODE = '55000',
+		RAISE EXCEPTION 'target "%" cannot be started: preflight found % error(s)',
+			(SELECT t.target FROM cutover._target t WHERE t.target_id = _check_preflight.target_id), v_count USING ERRCODE = '55000',
 			DETAIL = v_list,
 			HINT = 'SELECT * FROM cutover_preflight() says what to do about each.';
 	END IF;
@@ -206,7 +203,7 @@ BEGIN
 			DETAIL = 'There is nothing to move.',
 			HINT = 'Add some with cutover_add_table() or cutover_add_tables().';
 	END IF;
-	PERFORM cutover._check_preflight(v_target.target);
+	PERFORM cutover._check_preflight(target_id, copy);
 
 	-- from here on changes are captured wherever the triggers are, and no replicator runs
 	UPDATE cutover._target t SET desired = 'paused', started_at = clock_timestamp() WHERE t.target_id = _do_start.target_id;
