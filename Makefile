@@ -34,8 +34,11 @@ OBJS = \
 	extension/wait.o \
 	worker/action_worker.o \
 	worker/apply.o \
+	worker/apply_send.o \
+	worker/apply_sql.o \
 	worker/batch.o \
 	worker/chunk.o \
+	worker/coalesce.o \
 	worker/copier.o \
 	worker/deferred.o \
 	worker/endpoint.o \

@@ -19,9 +19,10 @@ typedef struct CutoverColumn
 	bool		is_key;
 	bool		identity_always;	/* may be inserted (OVERRIDING SYSTEM VALUE), never updated */
 	bool		notnull;
+	char	   *equals;			/* key columns: operator to compare with, "OPERATOR(schema.=)"; NULL: = of pg_catalog will do */
 } CutoverColumn;
 
-/* What the apply path knows of a table on new.  Owned by the replicator's table cache; stable while an apply holds rows of it. */
+/* What the apply path knows of a table on new.  Owned by the replicator's table cache; stable while an apply holds rows of it and until the sync after. */
 typedef struct CutoverApplyTable
 {
 	int32		table_id;
@@ -34,6 +35,7 @@ typedef struct CutoverApplyTable
 	int		   *keycols;		/* indexes into cols, in old's key order */
 	bool		has_arbiter;	/* a usable unique index on exactly the key columns: ON CONFLICT works */
 	bool		may_conflict;	/* being copied or refreshed: a fresh INSERT may meet a row, so never COPY straight */
+	bool		truncate_only;	/* an ordinary table: TRUNCATE ONLY, children of inheritance have their own changes */
 	int			fk_rank;		/* parents before children: ascending for upserts, descending for deletes */
 } CutoverApplyTable;
 
@@ -80,7 +82,7 @@ extern void cutover_apply_flush(CutoverApply *apply);
 extern void cutover_apply_truncate(CutoverApply *apply, CutoverApplyTable **tables, int ntables, bool restart_seqs);
 
 /*
- * One row by itself, in a savepoint, waiting for the result (replay after a
+ * One row by itself (none may be held), in a savepoint, waiting for the result (replay after a
  * set failed).  Returns true if done; else *error is filled (in
  * CurrentMemoryContext) and the transaction goes on.  Connection and transient errors are raised.
  * missed is set if an UPDATE hit no row.
@@ -88,7 +90,7 @@ extern void cutover_apply_truncate(CutoverApply *apply, CutoverApplyTable **tabl
 extern bool cutover_apply_one(CutoverApply *apply, CutoverApplyTable *table, const CutoverApplyRow *row,
 							  ErrorData **error, bool *missed);
 
-/* Keys of UPDATEs that hit no row since the last call: the caller refreshes them.  Count and (table, key values) pairs. */
+/* Keys of UPDATEs that hit no row since the last call, known after a sync: the caller refreshes them. */
 typedef struct CutoverMissedKey
 {
 	CutoverApplyTable *table;

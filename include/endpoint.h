@@ -75,8 +75,8 @@ extern void cutover_endpoint_queue(CutoverEndpoint *ep, const char *sql, int npa
 extern uint64 cutover_endpoint_sync(CutoverEndpoint *ep);
 
 /*
- * As queue, for a statement that returns rows: fn gets them (valid during the
- * call only) while a later call waits or polls, at the latest in sync.  It must not use the endpoint.
+ * As queue, for a statement that returns rows: fn gets them, even if there are
+ * none (valid during the call only), while a later call waits or polls, at the latest in sync.  It must not use the endpoint.
  */
 typedef void (*CutoverRowsFn) (void *arg, CutoverRows *rows);
 extern void cutover_endpoint_queue_rows(CutoverEndpoint *ep, const char *sql, int nparams, const CutoverParam *params,

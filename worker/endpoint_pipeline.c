@@ -264,7 +264,7 @@ pipeline_handle(CutoverEndpoint *ep, PGresult *res)
 		case PGRES_EMPTY_QUERY:
 			if (command->count)
 				ep->affected += strtoull(PQcmdTuples(res), NULL, 10);
-			if (command->fn && status == PGRES_TUPLES_OK && PQntuples(res) > 0)
+			if (command->fn && status == PGRES_TUPLES_OK)
 			{
 				CutoverRows *rows = NULL;
 				CutoverRowsFn fn = command->fn;
