@@ -38,14 +38,24 @@ OBJS = \
 	worker/apply_sql.o \
 	worker/batch.o \
 	worker/chunk.o \
+<<<<<<< HEAD
 	worker/coalesce.o \
+=======
+	worker/chunk_plan.o \
+>>>>>>> e2ae32a (Copier: chunks, exactly-once copy, and what comes off new meanwhile)
 	worker/copier.o \
+	worker/copier_prepare.o \
+	worker/copier_worker.o \
+	worker/copy_chunk.o \
+	worker/copy_stream.o \
 	worker/deferred.o \
+	worker/deferred_build.o \
 	worker/endpoint.o \
 	worker/endpoint_connect.o \
 	worker/endpoint_pipeline.o \
 	worker/endpoint_xact.o \
 	worker/launcher.o \
+	worker/local.o \
 	worker/mapping.o \
 	worker/replicator.o \
 	worker/retry.o \

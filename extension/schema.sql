@@ -146,7 +146,7 @@ CREATE TABLE cutover._chunk (
 	done_at timestamptz,
 	PRIMARY KEY (table_id, chunk_no)
 );
-CREATE INDEX ON cutover._chunk (table_id, chunk_no) WHERE state <> 'done';
+CREATE INDEX ON cutover._chunk (table_id, state, chunk_no) WHERE state <> 'done';
 
 -- Keys that new rejected; each is only refreshed from then on.
 CREATE TABLE cutover._apply_error (

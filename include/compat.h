@@ -81,4 +81,11 @@ cutover_wait_event_compat(uint32 *cache, const char *name)
 	PortalRun(portal, FETCH_ALL, true, true, dest, dest, qc)
 #endif
 
+/* 18: a query is always run once */
+#if PG_VERSION_NUM >= 180000
+#define cutover_executor_run_compat(desc) ExecutorRun(desc, ForwardScanDirection, 0)
+#else
+#define cutover_executor_run_compat(desc) ExecutorRun(desc, ForwardScanDirection, 0, true)
+#endif
+
 #endif							/* CUTOVER_COMPAT_H */
