@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # capture.sh - what capture costs the sessions of old, while nothing is applied.
 #   capture.sh [bulk] [single] [pgbench] [other]      default: all
-# The same tables stand in databases of one server: "off" (no extension), "same"
-# (no extension either: what it differs from "off" by is noise), "on" (under
+# The same tables stand in databases of one server: "plain" (no extension), "again"
+# (no extension either: what it differs from "plain" by is noise), "cutover" (under
 # migration, paused) and, where Slony-I is installed, "slony" (its log triggers,
 # no daemon).  Within a round each database has its turn, in random order; a
 # figure compares databases of the same round.
@@ -17,9 +17,9 @@ parts=${*:-bulk single pgbench other}
 
 servers 'autovacuum = off'
 say 'tables'
-old postgres -c 'CREATE DATABASE off'
-pgbench -q -i -s "$SCALE" -h "$work/old" off > /dev/null 2>&1
-old off <<SQL
+old postgres -c 'CREATE DATABASE plain'
+pgbench -q -i -s "$SCALE" -h "$work/old" plain > /dev/null 2>&1
+old plain <<SQL
 $orders_ddl
 ALTER TABLE pgbench_history ADD hid bigserial PRIMARY KEY;
 CREATE TABLE other (id int PRIMARY KEY, v int NOT NULL, filler char(80) DEFAULT '');
@@ -42,18 +42,18 @@ BEGIN
 END \$\$;
 VACUUM ANALYZE;
 SQL
-databases='off same on'
+databases='plain again cutover'
 if command -v slonik > /dev/null && compgen -G "${CUTOVER_PREFIX:-}$("$PG_CONFIG" --pkglibdir)/slony1_funcs*.so" > /dev/null; then
 	databases+=' slony'
 fi
 for d in $databases; do
-	[ "$d" = off ] || old postgres -c "CREATE DATABASE $d TEMPLATE off STRATEGY file_copy"
+	[ "$d" = plain ] || old postgres -c "CREATE DATABASE $d TEMPLATE plain STRATEGY file_copy"
 done
-new postgres -c 'CREATE DATABASE "on"'
-pg_dump -s -h "$work/old" off | new on > /dev/null
+new postgres -c 'CREATE DATABASE cutover'
+pg_dump -s -h "$work/old" plain | new cutover > /dev/null
 
-cutover_target on
-old on -c "SELECT cutover_add_table(t) FROM unnest('{orders,pgbench_accounts,pgbench_history}'::regclass[]) t" \
+cutover_target cutover
+old cutover -c "SELECT cutover_add_table(t) FROM unnest('{orders,pgbench_accounts,pgbench_history}'::regclass[]) t" \
 	-c 'SELECT cutover_start(copy => false)' -c 'SELECT cutover_wait()' -c 'SELECT cutover_pause()' > /dev/null
 case $databases in *slony*)
 	slonik > /dev/null <<-SLONIK
@@ -68,7 +68,7 @@ case $databases in *slony*)
 esac
 
 expected=0
-count() { [ "$1" != on ] || expected=$((expected + $2)); }
+count() { [ "$1" != cutover ] || expected=$((expected + $2)); }
 
 # timed DB STATEMENT: "µs WAL-bytes" of it, its commit included
 timed() {
@@ -84,7 +84,7 @@ timed() {
 by_statement() {
 	local metric=$1 n=$2 d op us wal
 	for d in $databases; do old "$d" -c 'TRUNCATE orders'; done
-	old off -c CHECKPOINT
+	old plain -c CHECKPOINT
 	for op in insert update delete; do
 		for d in $(shuf -e $databases); do
 			read -r us wal < <(timed "$d" "$("${metric}_$op")")
@@ -144,21 +144,21 @@ for part in $parts; do
 	esac
 done
 
-queued=$(old on -c 'SELECT sum(queued_changes) FROM cutover.replication')
+queued=$(old cutover -c 'SELECT sum(queued_changes) FROM cutover.replication')
 say "$queued changes in the queue, $expected made"
 
 specs=()
 for op in insert update delete; do
-	specs+=("added:bulk $op us:on:off:1:<=2.0:µs a row" "added:bulk $op us:slony:off:1::µs a row" "added:bulk $op us:same:off:1::noise, µs a row"
-		"added:bulk $op WAL:on:off:1:<=100:WAL bytes a row" "added:bulk $op WAL:slony:off:1::WAL bytes a row")
+	specs+=("added:bulk $op us:cutover:plain:1:<=2.0:µs a row" "added:bulk $op us:slony:plain:1::µs a row" "added:bulk $op us:again:plain:1::noise, µs a row"
+		"added:bulk $op WAL:cutover:plain:1:<=100:WAL bytes a row" "added:bulk $op WAL:slony:plain:1::WAL bytes a row")
 done
 for op in insert update delete; do
-	specs+=("added:single $op us:on:off:1:<=6:µs each" "added:single $op us:slony:off:1::µs each" "added:single $op us:same:off:1::noise, µs each"
-		"added:single $op WAL:on:off:1::WAL bytes each" "added:single $op WAL:slony:off:1::WAL bytes each")
+	specs+=("added:single $op us:cutover:plain:1:<=6:µs each" "added:single $op us:slony:plain:1::µs each" "added:single $op us:again:plain:1::noise, µs each"
+		"added:single $op WAL:cutover:plain:1::WAL bytes each" "added:single $op WAL:slony:plain:1::WAL bytes each")
 done
 for metric in pgbench other; do
 	bar=; [ "$metric" = other ] || bar='>=0.93'
-	specs+=("ratio:$metric tps:on:off::$bar:x off" "ratio:$metric tps:slony:off:::x off" "ratio:$metric tps:same:off:::noise, x off")
+	specs+=("ratio:$metric tps:cutover:plain::$bar:x plain" "ratio:$metric tps:slony:plain:::x plain" "ratio:$metric tps:again:plain:::noise, x plain")
 done
 echo
 summary "${specs[@]}"
