@@ -38,11 +38,8 @@ OBJS = \
 	worker/apply_sql.o \
 	worker/batch.o \
 	worker/chunk.o \
-<<<<<<< HEAD
 	worker/coalesce.o \
-=======
 	worker/chunk_plan.o \
->>>>>>> e2ae32a (Copier: chunks, exactly-once copy, and what comes off new meanwhile)
 	worker/copier.o \
 	worker/copier_prepare.o \
 	worker/copier_worker.o \
