@@ -127,6 +127,14 @@ CREATE TABLE cutover._marker (
 	PRIMARY KEY (target_id, direction)
 ) WITH (fillfactor = 20, autovacuum_vacuum_threshold = 1000);
 
+-- How far back new may fall and still find its changes in the queue.
+CREATE TABLE cutover._rotation (
+	target_id int PRIMARY KEY REFERENCES cutover._target,
+	rotated_k bigint NOT NULL,					-- confirmed by new when the present segment was begun
+	rotated_snapshot pg_snapshot NOT NULL,
+	truncated_k bigint NOT NULL					-- windows up to this one may be gone from the queue
+);
+
 -- Parts of tables being copied.  A chunk goes pending -> copying -> done; a
 -- copying chunk whose copier died is taken over as it is, never set back: new may have it.
 CREATE TABLE cutover._chunk (
