@@ -33,6 +33,7 @@ OBJS = \
 	extension/tracked.o \
 	extension/wait.o \
 	worker/action_worker.o \
+	worker/applier.o \
 	worker/apply.o \
 	worker/apply_send.o \
 	worker/apply_sql.o \
@@ -53,11 +54,17 @@ OBJS = \
 	worker/endpoint_xact.o \
 	worker/launcher.o \
 	worker/local.o \
+	worker/layout_row.o \
 	worker/mapping.o \
+	worker/mapping_new.o \
+	worker/reader.o \
+	worker/refresh.o \
 	worker/replicator.o \
 	worker/retry.o \
 	worker/rotate.o \
-	worker/shmem.o
+	worker/session.o \
+	worker/shmem.o \
+	worker/truncate.o
 
 # the install script, in this order
 SQL_PARTS = \

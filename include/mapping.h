@@ -110,4 +110,7 @@ extern char *cutover_layout_key_json(CutoverLayout *layout, HeapTuple image);
 /* Turn a row of the root as it is now (slot of table->desc) into row; false if filtered out. */
 extern bool cutover_table_row(CutoverTable *table, TupleTableSlot *slot, CutoverApplyRow *row);
 
+/* The same where the slot holds but the key. */
+extern bool cutover_table_key_row(CutoverTable *table, TupleTableSlot *slot, CutoverApplyRow *row);
+
 #endif							/* CUTOVER_MAPPING_H */

@@ -376,8 +376,8 @@ cutover_layout_row(CutoverLayout *layout, HeapTuple image, bool key_only,
 /*
  * Turn a row of the root, read from old just now, into a row.
  */
-bool
-cutover_table_row(CutoverTable *table, TupleTableSlot *slot, CutoverApplyRow *row)
+static bool
+layout_slot_row(CutoverTable *table, TupleTableSlot *slot, bool key_only, CutoverApplyRow *row)
 {
 	memset(row->values, 0, table->apply.ncols * sizeof(char *));
 	row->absent = NULL;
@@ -403,7 +403,19 @@ cutover_table_row(CutoverTable *table, TupleTableSlot *slot, CutoverApplyRow *ro
 			row->lens[c] = strlen(row->values[c]);
 		}
 	}
-	return !table->has_expressions || layout_evaluate(table, slot, false, row);
+	return !table->has_expressions || layout_evaluate(table, slot, key_only, row);
+}
+
+bool
+cutover_table_row(CutoverTable *table, TupleTableSlot *slot, CutoverApplyRow *row)
+{
+	return layout_slot_row(table, slot, false, row);
+}
+
+bool
+cutover_table_key_row(CutoverTable *table, TupleTableSlot *slot, CutoverApplyRow *row)
+{
+	return layout_slot_row(table, slot, true, row);
 }
 
 /*

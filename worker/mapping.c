@@ -24,6 +24,7 @@
 #include "mapping.h"
 
 static MemoryContext mapping_context = NULL;
+static MemoryContext chunk_context = NULL;
 static List *tables = NIL;
 static int32 mapping_target = 0;
 static bool stale = true;
@@ -61,6 +62,7 @@ cutover_mapping_init(int32 target_id)
 {
 	mapping_target = target_id;
 	mapping_context = AllocSetContextCreate(TopMemoryContext, "cutover mapping", ALLOCSET_DEFAULT_SIZES);
+	chunk_context = AllocSetContextCreate(TopMemoryContext, "cutover chunk maps", ALLOCSET_DEFAULT_SIZES);
 	CacheRegisterRelcacheCallback(mapping_invalidated, (Datum) 0);
 }
 
@@ -273,19 +275,18 @@ cutover_mapping_refresh_phases(void)
 		table->copy = mapping_spi_text(i, 3)[0] == 't';
 		table->copy_generation = pg_strtoint32(mapping_spi_text(i, 4));
 	}
-	SPI_finish();
 
+	MemoryContextReset(chunk_context);
 	foreach(lc, tables)
 	{
 		CutoverTable *table = lfirst(lc);
 		bool		in_copy = table->copy && (table->phase == CUTOVER_PHASE_COPYING ||
 											  table->phase == CUTOVER_PHASE_CATCHING_UP);
 
-		if (table->chunks != NULL)
-			cutover_chunk_map_free(table->chunks);
-		table->chunks = in_copy ? cutover_chunk_map_load(table->table_id, table->relid, mapping_context) : NULL;
+		table->chunks = in_copy ? cutover_chunk_map_load(table->table_id, table->relid, chunk_context) : NULL;
 		table->apply.may_conflict = table->phase != CUTOVER_PHASE_SYNCED && table->phase != CUTOVER_PHASE_INDEXING;
 	}
+	SPI_finish();
 }
 
 CutoverTable *

@@ -9,6 +9,7 @@
 
 #include "access/sysattr.h"
 #include "executor/spi.h"
+#include "nodes/nodeFuncs.h"
 #include "nodes/nodes.h"
 #include "optimizer/optimizer.h"
 #include "utils/array.h"

@@ -1,2 +1,595 @@
-/* replicator.c - to be written */
+/*
+ * replicator.c - the worker that moves one target's changes from old to new.
+ *
+ *   connect --> take the lease --> reconcile --> +-> window --> step ... step --+
+ *      ^                                         |                              |
+ *      |            error: back off              +------------------------------+
+ *      +-----------------------------------------+
+ *
+ * A window is what became visible between two snapshots.  Before any of it
+ * reaches new, old has durably committed a marker for it; the rows and the
+ * progress then commit in one transaction on new.  Everything that the loop
+ * keeps in memory can be lost at any instant: it is read again from old's
+ * tables and new's progress.
+ */
 #include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "applier.h"
+#include "capture.h"
+#include "compat.h"
+#include "copier.h"
+#include "guc.h"
+#include "launcher.h"
+#include "replicator.h"
+#include "retry.h"
+#include "rotate.h"
+#include "session.h"
+#include "shmem.h"
+
+#define IDLE_MS 1000
+#define COPY_POLL_MS 100
+#define ROTATE_EVERY_MS 2000
+
+typedef struct Replicator
+{
+	int32		target_id;
+	CutoverSlot *slot;
+	CutoverSession session;
+	CutoverWindow window;
+	CutoverApplier *applier;
+	MemoryContext loop_context;
+	uint64		ticket;			/* of those who wait for this window */
+	int			attempts;		/* failures in a row */
+	uint64		replay_lsn;		/* replay until the window is past this position */
+	bool		replay_window;	/* ... or at its end */
+	List	   *caught_up;		/* (table_id, generation) pairs that this window brings up to date */
+	TimestampTz rotated_at;
+	TimestampTz rate_since;
+	uint64		rate_changes;
+	CutoverStats stats;
+} Replicator;
+
+static CutoverSlot *my_slot = NULL;
+static uint32 wait_event_main = 0;
+
+static void
+replicator_detach(int code, Datum arg)
+{
+	if (my_slot != NULL)
+		cutover_shmem_detach_worker(my_slot);
+}
+
+/*
+ * Publish what the loop does or why it does not.
+ */
+static void
+replicator_report(Replicator *r, const char *waiting_for)
+{
+	strlcpy(r->stats.waiting_for, waiting_for ? waiting_for : "", CUTOVER_TEXT_LEN);
+	if (r->slot != NULL)
+		cutover_shmem_set_stats(r->slot, &r->stats);
+}
+
+/*
+ * Wait for a commit, a signal, or the time to look by oneself.
+ */
+static void
+replicator_sleep(int ms)
+{
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ms,
+					 cutover_wait_event_compat(&wait_event_main, "CutoverReplicatorMain"));
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+	}
+}
+
+static void
+replicator_begin(void)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+static void
+replicator_end(void)
+{
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	pgstat_report_stat(false);
+}
+
+/*
+ * Read the target's row.  False: there is nothing to do for this worker any more.
+ */
+static bool
+replicator_read_target(Replicator *r)
+{
+	Oid			types[1] = {INT4OID};
+	Datum		args[1] = {Int32GetDatum(r->target_id)};
+	bool		running = false;
+
+	replicator_begin();
+	SPI_connect();
+	/* the extension may be gone altogether */
+	if (SPI_execute("SELECT 1 WHERE pg_catalog.to_regclass('cutover._target') IS NOT NULL", true, 1) == SPI_OK_SELECT &&
+		SPI_processed == 1 &&
+		SPI_execute_with_args("SELECT target, server, migration_id::text, system_identifier FROM cutover._target"
+							  " WHERE target_id = $1 AND desired = 'running'",
+							  1, types, args, NULL, true, 1) == SPI_OK_SELECT && SPI_processed == 1)
+	{
+		HeapTuple	tup = SPI_tuptable->vals[0];
+		TupleDesc	desc = SPI_tuptable->tupdesc;
+		bool		isnull;
+
+		running = true;
+		if (r->session.target == NULL)
+		{
+			r->session.target_id = r->target_id;
+			r->session.target = MemoryContextStrdup(TopMemoryContext, SPI_getvalue(tup, desc, 1));
+			r->session.server = MemoryContextStrdup(TopMemoryContext, SPI_getvalue(tup, desc, 2));
+			r->session.migration_id = MemoryContextStrdup(TopMemoryContext, SPI_getvalue(tup, desc, 3));
+		}
+		if ((uint64) DatumGetInt64(SPI_getbinval(tup, desc, 4, &isnull)) != GetSystemIdentifier())
+			running = false;	/* a copy: inert until cutover_adopt() */
+	}
+	SPI_finish();
+	replicator_end();
+	return running;
+}
+
+/*
+ * Connect and get to know how far new is.  False: not yet.
+ */
+static bool
+replicator_connect(Replicator *r)
+{
+	CutoverSessionState state;
+
+	if (r->session.ep != NULL)
+		return true;
+	replicator_begin();
+	state = cutover_session_open(&r->session);
+	replicator_end();
+	switch (state)
+	{
+		case CUTOVER_SESSION_READY:
+			break;
+		case CUTOVER_SESSION_LEASE_HELD:
+			replicator_report(r, "another instance of this server works on new: its lease there must run out first");
+			return false;
+		case CUTOVER_SESSION_NOT_ADOPTED:
+			replicator_report(r, "this server is a copy of the one that works on new: cutover_adopt() makes it the real one");
+			return false;
+		case CUTOVER_SESSION_GONE:
+			replicator_report(r, "new does not know this migration any more: cutover_cancel() gives it up");
+			return false;
+	}
+	if (r->applier->apply != NULL)
+		cutover_apply_destroy(r->applier->apply);
+	r->applier->apply = cutover_apply_create(r->session.ep);
+	replicator_begin();
+	if (cutover_session_reconcile(&r->session))
+		cutover_mapping_set_stale();
+	replicator_end();
+	cutover_mapping_set_stale();
+	cutover_copier_wake();
+	return true;
+}
+
+/*
+ * Remember which tables this window brings up to date: those whose copy was
+ * complete when its snapshot was taken.
+ */
+static void
+replicator_note_caught_up(Replicator *r)
+{
+	ListCell   *lc;
+
+	list_free(r->caught_up);
+	r->caught_up = NIL;
+	cutover_mapping_refresh_phases();
+	foreach(lc, cutover_mapping_tables())
+	{
+		CutoverTable *table = lfirst(lc);
+		MemoryContext old;
+
+		if (table->phase != CUTOVER_PHASE_CATCHING_UP)
+			continue;
+		old = MemoryContextSwitchTo(TopMemoryContext);
+		r->caught_up = lappend_int(r->caught_up, table->table_id);
+		r->caught_up = lappend_int(r->caught_up, table->copy_generation);
+		MemoryContextSwitchTo(old);
+	}
+}
+
+/*
+ * Tables that had been copied are now as old was at the window's snapshot.
+ */
+static void
+replicator_advance_tables(Replicator *r)
+{
+	ListCell   *lc;
+	Oid			types[2] = {INT4OID, INT4OID};
+
+	if (r->caught_up == NIL)
+		return;
+	replicator_begin();
+	SPI_connect();
+	for (lc = list_head(r->caught_up); lc != NULL; lc = lnext(r->caught_up, lc))
+	{
+		Datum		args[2];
+
+		args[0] = Int32GetDatum(lfirst_int(lc));
+		lc = lnext(r->caught_up, lc);
+		args[1] = Int32GetDatum(lfirst_int(lc));
+		SPI_execute_with_args("UPDATE cutover._table SET phase = 'indexing', phase_since = pg_catalog.clock_timestamp()"
+							  " WHERE table_id = $1 AND phase = 'catching_up' AND copy_generation = $2",
+							  2, types, args, NULL, false, 0);
+	}
+	SPI_finish();
+	replicator_end();
+	list_free(r->caught_up);
+	r->caught_up = NIL;
+	cutover_copier_wake();
+}
+
+/*
+ * Open the next window and promise it.  False: nothing new.
+ */
+static bool
+replicator_open_window(Replicator *r)
+{
+	CutoverProgress *done = &r->session.progress;
+	bool		found;
+
+	if (r->slot != NULL)
+	{
+		r->ticket = pg_atomic_read_u64(&r->slot->wanted);
+		pg_atomic_write_u32(&r->slot->dirty, 0);
+	}
+	replicator_begin();
+	if (cutover_mapping_is_stale())
+		cutover_mapping_load(r->session.ep);
+	if (done->window_snapshot != NULL)
+	{
+		/* go on with a window that was under way */
+		(void) cutover_window_open(&r->window, done->snapshot, done->window_snapshot, done->done_lsn, done->done_xid);
+		r->window.open = true;
+		r->window.k = done->k;
+		r->ticket = 0;
+		found = true;
+	}
+	else
+	{
+		replicator_note_caught_up(r);
+		found = cutover_window_open(&r->window, done->snapshot, NULL, 0, 0);
+		r->window.k = done->k + 1;
+		if (found)
+			cutover_session_mark(&r->session, r->window.k, r->window.cur);
+	}
+	replicator_end();
+	return found;
+}
+
+/*
+ * Does new have everything of every table?
+ */
+static bool
+replicator_all_synced(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, cutover_mapping_tables())
+	{
+		CutoverTable *table = lfirst(lc);
+
+		if (table->phase != CUTOVER_PHASE_SYNCED && table->phase != CUTOVER_PHASE_INDEXING)
+			return false;
+	}
+	return true;
+}
+
+/*
+ * New is as old was at the window's snapshot: tell those who wait.
+ */
+static void
+replicator_window_done(Replicator *r)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	double		seconds = (now - r->rate_since) / 1e6;
+
+	r->stats.acked_k = r->session.progress.k;
+	r->stats.acked_at = r->window.taken_at;
+	r->stats.lag_us = now - r->window.taken_at;
+	if (seconds >= 1.0)
+	{
+		r->stats.changes_per_s = (r->stats.applied_changes - r->rate_changes) / seconds;
+		r->rate_changes = r->stats.applied_changes;
+		r->rate_since = now;
+	}
+	replicator_report(r, cutover_copier_waiting_for());
+	if (r->slot != NULL && replicator_all_synced() && r->caught_up == NIL)
+	{
+		if (pg_atomic_read_u64(&r->slot->served) < r->ticket)
+			pg_atomic_write_u64(&r->slot->served, r->ticket);
+		ConditionVariableBroadcast(&r->slot->cv);
+	}
+	replicator_advance_tables(r);
+	cutover_window_close(&r->window);
+}
+
+/*
+ * The state rewound ends when every table has been copied afresh.
+ */
+static void
+replicator_clear_rewound(Replicator *r)
+{
+	Oid			types[1] = {INT4OID};
+	Datum		args[1] = {Int32GetDatum(r->target_id)};
+
+	replicator_begin();
+	SPI_connect();
+	SPI_execute_with_args("UPDATE cutover._target t SET rewound = false WHERE target_id = $1 AND rewound"
+						  " AND NOT EXISTS (SELECT FROM cutover._table b WHERE b.target_id = t.target_id AND b.phase <> 'synced')",
+						  1, types, args, NULL, false, 0);
+	SPI_finish();
+	replicator_end();
+}
+
+/*
+ * Work that is due now and then, between windows.
+ */
+static void
+replicator_housekeeping(Replicator *r)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (!TimestampDifferenceExceeds(r->rotated_at, now, ROTATE_EVERY_MS))
+		return;
+	r->rotated_at = now;
+	(void) cutover_rotate(&r->session);
+	replicator_clear_rewound(r);
+	pgstat_report_stat(true);
+}
+
+/*
+ * Apply one step; afterwards decide whether replay is over.
+ */
+static void
+replicator_step(Replicator *r)
+{
+	bool		finished;
+	uint64		changes;
+
+	r->applier->replay = r->replay_window || r->replay_lsn != 0;
+	finished = cutover_applier_step(r->applier);
+	changes = r->applier->changes;
+	if (r->replay_lsn != 0 && r->applier->last_lsn >= r->replay_lsn)
+		r->replay_lsn = 0;
+	if (finished)
+	{
+		r->replay_lsn = 0;
+		r->replay_window = false;
+	}
+	cutover_applier_abandon(r->applier);
+	r->stats.applied_changes += changes;
+	r->attempts = 0;
+	if (finished)
+		replicator_window_done(r);
+	else
+		replicator_report(r, NULL);
+}
+
+/*
+ * One turn of the loop; returns how long to wait, in milliseconds.
+ */
+static int
+replicator_turn(Replicator *r)
+{
+	if (!replicator_connect(r))
+		return IDLE_MS;
+	cutover_session_renew(&r->session);
+	if (cutover_copier_tick(r->target_id, r->session.ep))
+		cutover_mapping_set_stale();
+	if (r->window.open)
+	{
+		replicator_step(r);
+		return 0;
+	}
+	if (replicator_open_window(r))
+		return 0;
+	r->attempts = 0;
+	replicator_window_done(r);
+	replicator_housekeeping(r);
+	if (r->slot != NULL && pg_atomic_read_u32(&r->slot->dirty) != 0)
+		return 0;
+	return r->slot == NULL || cutover_copier_busy(r->target_id) ? COPY_POLL_MS : IDLE_MS;
+}
+
+/*
+ * A schema change that new rejected is shown like a row that new rejected.
+ */
+static void
+replicator_save_ddl_error(Replicator *r)
+{
+	Oid			types[3] = {INT4OID, TEXTOID, TEXTOID};
+	Datum		args[3];
+
+	if (r->applier->ddl_message == NULL)
+		return;
+	args[0] = Int32GetDatum(r->target_id);
+	args[1] = CStringGetTextDatum(unpack_sql_state(r->applier->ddl_sqlstate));
+	args[2] = CStringGetTextDatum(r->applier->ddl_message);
+	replicator_begin();
+	SPI_connect();
+	SPI_execute_with_args("INSERT INTO cutover._apply_error AS e (target_id, table_id, key, sqlstate, message)"
+						  " VALUES ($1, NULL, NULL, $2, $3)"
+						  " ON CONFLICT (target_id, direction, table_id, key) DO UPDATE SET sqlstate = EXCLUDED.sqlstate,"
+						  " message = EXCLUDED.message, attempts = e.attempts + 1, last_at = pg_catalog.clock_timestamp()",
+						  3, types, args, NULL, false, 0);
+	SPI_finish();
+	replicator_end();
+	r->applier->ddl_message = NULL;
+}
+
+/*
+ * After an error: undo, classify, and get ready to try again.  Returns how
+ * long to wait, in milliseconds.
+ */
+static int
+replicator_recover(Replicator *r)
+{
+	ErrorData  *error;
+	CutoverErrorClass class;
+	bool		in_window = r->window.open;
+	bool		was_replay = r->applier->replay;
+	XLogRecPtr	reached = r->applier->last_lsn;
+
+	MemoryContextSwitchTo(r->loop_context);
+	error = CopyErrorData();
+	FlushErrorState();
+	AbortCurrentTransaction();
+	MemoryContextSwitchTo(r->loop_context);
+	class = cutover_retry_classify(error->sqlerrcode);
+
+	if (r->session.ep != NULL && (class == CUTOVER_ERROR_CONNECTION || !cutover_endpoint_reset(r->session.ep)))
+		cutover_session_close(&r->session);
+	cutover_applier_abandon(r->applier);
+	cutover_window_close(&r->window);
+	cutover_mapping_set_stale();
+
+	r->attempts++;
+	r->stats.retries++;
+	strlcpy(r->stats.last_error, error->message, CUTOVER_TEXT_LEN);
+	r->stats.last_error_at = GetCurrentTimestamp();
+
+	if (class == CUTOVER_ERROR_DATA && in_window && !was_replay)
+	{
+		/* the set failed: the same once more, change by change */
+		r->replay_lsn = reached;
+		r->replay_window = reached == 0;
+		return 0;
+	}
+	replicator_save_ddl_error(r);
+	replicator_report(r, psprintf("next attempt after: %s", error->message));
+	if (r->attempts <= 3 || r->attempts % 20 == 0)
+		ereport(LOG,
+				(errcode(error->sqlerrcode),
+				 errmsg("replication of target \"%s\" failed and will be tried again: %s",
+						r->session.target, error->message),
+				 error->context ? errcontext("%s", error->context) : 0));
+	return cutover_retry_delay(r->attempts, cutover_guc_retry_max_delay);
+}
+
+/*
+ * Sleep after an error, in parts, so that a wake-up by a commit does not cut it short.
+ */
+static void
+replicator_back_off(int ms)
+{
+	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+
+	for (;;)
+	{
+		long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
+
+		if (left <= 0)
+			return;
+		replicator_sleep(left);
+	}
+}
+
+/*
+ * Settings of this process only.
+ */
+static void
+replicator_settings(void)
+{
+	/* the marker must not be lost; a stronger setting of the server stays */
+	if (synchronous_commit < SYNCHRONOUS_COMMIT_ON)
+		SetConfigOption("synchronous_commit", "on", PGC_SUSET, PGC_S_OVERRIDE);
+	/* never-analyzed queue tables must be read through their index */
+	SetConfigOption("enable_seqscan", "off", PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("enable_bitmapscan", "off", PGC_SUSET, PGC_S_OVERRIDE);
+	cutover_capture_disabled = true;
+}
+
+/*
+ * Entry point.
+ */
+void
+cutover_replicator_main(Datum arg)
+{
+	CutoverWorkerArgs args = cutover_launcher_worker_start();
+	Replicator *r;
+
+	replicator_settings();
+	r = MemoryContextAllocZero(TopMemoryContext, sizeof(Replicator));
+	r->target_id = args.target_id;
+	r->loop_context = AllocSetContextCreate(TopMemoryContext, "cutover replicator loop", ALLOCSET_DEFAULT_SIZES);
+	r->stats.lag_us = -1;
+	r->rate_since = GetCurrentTimestamp();
+	r->slot = cutover_shmem_slot(args.target_id, true);
+	if (r->slot != NULL)
+	{
+		if (!cutover_shmem_attach_worker(r->slot))
+			proc_exit(0);		/* another one lives */
+		my_slot = r->slot;
+		before_shmem_exit(replicator_detach, (Datum) 0);
+	}
+	cutover_window_init(&r->window, args.target_id);
+	cutover_mapping_init(args.target_id);
+	r->applier = cutover_applier_create(&r->session, &r->window);
+
+	for (;;)
+	{
+		volatile int wait_ms = 0;
+		volatile bool failed = false;
+
+		MemoryContextSwitchTo(r->loop_context);
+		MemoryContextReset(r->loop_context);
+		PG_TRY();
+		{
+			/* the row is read again whenever our tables change, and once a second */
+			if (!replicator_read_target(r))
+			{
+				cutover_copier_stop();
+				proc_exit(0);
+			}
+			wait_ms = replicator_turn(r);
+		}
+		PG_CATCH();
+		{
+			wait_ms = replicator_recover(r);
+			failed = true;
+		}
+		PG_END_TRY();
+		if (failed)
+			replicator_back_off(wait_ms);
+		else if (wait_ms > 0)
+			replicator_sleep(wait_ms);
+		else
+			CHECK_FOR_INTERRUPTS();
+	}
+}
