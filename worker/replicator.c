@@ -45,6 +45,7 @@
 #define IDLE_MS 1000
 #define COPY_POLL_MS 100
 #define ROTATE_EVERY_MS 2000
+#define TARGET_EVERY_MS 200
 
 typedef struct Replicator
 {
@@ -59,6 +60,7 @@ typedef struct Replicator
 	uint64		replay_lsn;		/* replay until the window is past this position */
 	bool		replay_window;	/* ... or at its end */
 	List	   *caught_up;		/* (table_id, generation) pairs that this window brings up to date */
+	TimestampTz target_read_at;
 	TimestampTz rotated_at;
 	TimestampTz rate_since;
 	uint64		rate_changes;
@@ -120,7 +122,8 @@ replicator_end(void)
 }
 
 /*
- * Read the target's row.  False: there is nothing to do for this worker any more.
+ * Read the target's row now and then.  False: there is nothing to do for this
+ * worker any more.
  */
 static bool
 replicator_read_target(Replicator *r)
@@ -128,7 +131,11 @@ replicator_read_target(Replicator *r)
 	Oid			types[1] = {INT4OID};
 	Datum		args[1] = {Int32GetDatum(r->target_id)};
 	bool		running = false;
+	TimestampTz now = GetCurrentTimestamp();
 
+	if (!TimestampDifferenceExceeds(r->target_read_at, now, TARGET_EVERY_MS))
+		return true;
+	r->target_read_at = now;
 	replicator_begin();
 	SPI_connect();
 	/* the extension may be gone altogether */
@@ -571,7 +578,6 @@ cutover_replicator_main(Datum arg)
 		MemoryContextReset(r->loop_context);
 		PG_TRY();
 		{
-			/* the row is read again whenever our tables change, and once a second */
 			if (!replicator_read_target(r))
 			{
 				cutover_copier_stop();
