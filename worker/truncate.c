@@ -1,88 +1,16 @@
 /*
- * truncate.c - TRUNCATE of a set of tables, and of single partitions.
+ * truncate.c - TRUNCATE of a set of tables.
  *
- * Runs in the replicator.  TRUNCATE fires one trigger for each relation, leaf
- * partitions included; neighbours in one transaction are one statement and go
- * to new as one, since foreign keys among them allow nothing else.
+ * Runs in the replicator.  TRUNCATE fires one trigger for each table;
+ * neighbours in one transaction are one statement and go to new as one, since
+ * foreign keys among them allow nothing else.  (A partition truncated by itself
+ * arrives as deleted rows.)
  */
 #include "postgres.h"
 
-#include "catalog/pg_class.h"
-#include "catalog/pg_type.h"
 #include "executor/spi.h"
-#include "utils/builtins.h"
-#include "utils/lsyscache.h"
 
 #include "applier.h"
-
-/*
- * The text that a query with one int parameter gives, NULL if none.
- */
-static char *
-truncate_query(const char *sql, Datum arg, Oid type)
-{
-	MemoryContext caller = CurrentMemoryContext;
-	char	   *result = NULL;
-
-	SPI_connect();
-	if (SPI_execute_with_args(sql, 1, &type, &arg, NULL, true, 1) != SPI_OK_SELECT)
-		elog(ERROR, "query failed: %s", sql);
-	if (SPI_processed == 1)
-	{
-		char	   *text = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
-
-		if (text != NULL)
-			result = MemoryContextStrdup(caller, text);
-	}
-	SPI_finish();
-	return result;
-}
-
-/*
- * Are all leaves of the table in the set?
- */
-static bool
-truncate_is_whole(CutoverTable *table, List *layout_ids)
-{
-	List	   *relids = NIL;
-	ListCell   *lc;
-	char	   *members;
-
-	if (get_rel_relkind(table->relid) != RELKIND_PARTITIONED_TABLE)
-		return true;
-	foreach(lc, layout_ids)
-	{
-		CutoverLayout *layout = cutover_layout_get(lfirst_int(lc));
-
-		if (layout != NULL && layout->table == table)
-			relids = list_append_unique_oid(relids, layout->relid);
-	}
-	members = truncate_query("SELECT count(*) FROM cutover._member WHERE table_id = $1",
-							 Int32GetDatum(table->table_id), INT4OID);
-	return list_length(relids) >= pg_strtoint32(members);
-}
-
-/*
- * A single partition: delete what its bound says.
- */
-static void
-truncate_leaf(CutoverApplier *applier, CutoverLayout *layout)
-{
-	CutoverTable *table = layout->table;
-	char	   *bound = truncate_query("SELECT pg_catalog.pg_get_partition_constraintdef($1)",
-									   ObjectIdGetDatum(layout->relid), OIDOID);
-
-	if (bound == NULL || !table->default_columns || strstr(bound, "satisfies_hash_partition") != NULL)
-	{
-		cutover_applier_stop(applier, table, "a partition was truncated whose bound can't be told to new");
-		return;
-	}
-	cutover_applier_begin(applier);
-	cutover_endpoint_queue(applier->session->ep,
-						   psprintf("DELETE FROM %s WHERE %s",
-									quote_qualified_identifier(table->apply.schema, table->apply.name), bound),
-						   0, NULL, false);
-}
 
 /*
  * Does TRUNCATE reach this table, or is its copy yet to come?
@@ -133,10 +61,8 @@ cutover_truncate_run(CutoverApplier *applier, uint64 xid)
 			continue;
 		if (!cutover_layout_resolve(layout, applier->session->ep))
 			cutover_applier_stop(applier, table, table->stop_reason);
-		else if (truncate_is_whole(table, ids))
-			whole = lappend(whole, table);
 		else
-			truncate_leaf(applier, layout);
+			whole = lappend(whole, table);
 	}
 	if (whole != NIL)
 	{
