@@ -54,7 +54,7 @@ OBJS = \
 	worker/endpoint_xact.o \
 	worker/launcher.o \
 	worker/local.o \
-	worker/layout_row.o \
+	worker/rowmap.o \
 	worker/mapping.o \
 	worker/mapping_new.o \
 	worker/reader.o \

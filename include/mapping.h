@@ -86,11 +86,11 @@ extern MemoryContext cutover_mapping_context(void);
 extern bool cutover_mapping_prepare(CutoverTable *table, CutoverEndpoint *ep);
 
 /* Layout by id; NULL if there is none (the block is damaged). */
-extern CutoverLayout *cutover_layout_get(int32 layout_id);
-extern void cutover_layout_forget(void);
+extern CutoverLayout *cutover_rowmap_get(int32 layout_id);
+extern void cutover_rowmap_forget(void);
 
 /* Find the columns of new for a layout.  False: the table must stop. */
-extern bool cutover_layout_resolve(CutoverLayout *layout, CutoverEndpoint *ep);
+extern bool cutover_rowmap_resolve(CutoverLayout *layout, CutoverEndpoint *ep);
 
 /*
  * Turn an image into row (values in CurrentMemoryContext; row->values and
@@ -98,14 +98,14 @@ extern bool cutover_layout_resolve(CutoverLayout *layout, CutoverEndpoint *ep);
  * elided: attribute numbers of the image's relation left out.  Returns false
  * if the row filter refuses the row (never for key_only).
  */
-extern bool cutover_layout_row(CutoverLayout *layout, HeapTuple image, bool key_only,
+extern bool cutover_rowmap_row(CutoverLayout *layout, HeapTuple image, bool key_only,
 							   Bitmapset *elided, CutoverApplyRow *row);
 
 /* The image's values as columns of the root: Datums in the root's present types where they did not change, else converted. */
-extern void cutover_layout_root_values(CutoverLayout *layout, HeapTuple image, Datum *values, bool *nulls);
+extern void cutover_rowmap_root_values(CutoverLayout *layout, HeapTuple image, Datum *values, bool *nulls);
 
 /* The key (or, without one, the row) as {"column of old": "text"}; JSON text in CurrentMemoryContext. */
-extern char *cutover_layout_key_json(CutoverLayout *layout, HeapTuple image);
+extern char *cutover_rowmap_key_json(CutoverLayout *layout, HeapTuple image);
 
 /* Turn a row of the root as it is now (slot of table->desc) into row; false if filtered out. */
 extern bool cutover_table_row(CutoverTable *table, TupleTableSlot *slot, CutoverApplyRow *row);

@@ -134,7 +134,7 @@ cutover_applier_emit(CutoverApplier *applier, CutoverLayout *layout, HeapTuple i
 		(error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION || error->sqlerrcode == ERRCODE_EXCLUSION_VIOLATION))
 		cutover_refresh_add(applier, layout, image, true, true);
 	else
-		cutover_refresh_fail(applier, table->table_id, cutover_layout_key_json(layout, image),
+		cutover_refresh_fail(applier, table->table_id, cutover_rowmap_key_json(layout, image),
 							 error->sqlerrcode, error->message);
 }
 
@@ -192,7 +192,7 @@ applier_find_chunk(CutoverLayout *layout, HeapTuple image, ItemPointer tid)
 		return cutover_chunk_map_find_ctid(table->chunks, layout->relid, ItemPointerGetBlockNumberNoCheck(tid));
 	values = palloc(table->desc->natts * sizeof(Datum));
 	nulls = palloc(table->desc->natts * sizeof(bool));
-	cutover_layout_root_values(layout, image, values, nulls);
+	cutover_rowmap_root_values(layout, image, values, nulls);
 	for (int k = 0; k < table->nkeys; k++)
 	{
 		key[k] = values[table->key_attnums[k] - 1];
@@ -232,7 +232,7 @@ applier_gone(CutoverApplier *applier, CutoverChange *change, HeapTuple image)
 	CutoverApplyRow row;
 
 	cutover_applier_scratch(applier, table, &row);
-	if (!cutover_layout_row(change->layout, image, table->nkeys > 0, NULL, &row))
+	if (!cutover_rowmap_row(change->layout, image, table->nkeys > 0, NULL, &row))
 		return;					/* without a key: filtered out, so it never was there */
 	row.op = CUTOVER_APPLY_DELETE;
 	cutover_applier_emit(applier, change->layout, image, table, &row);
@@ -248,7 +248,7 @@ applier_come(CutoverApplier *applier, CutoverChange *change)
 	CutoverApplyRow row;
 
 	cutover_applier_scratch(applier, table, &row);
-	if (!cutover_layout_row(change->layout, change->new, false, change->elided, &row))
+	if (!cutover_rowmap_row(change->layout, change->new, false, change->elided, &row))
 	{
 		if (table->nkeys > 0 && change->op == CUTOVER_OP_UPDATE)
 			applier_gone(applier, change, change->new);
@@ -273,7 +273,7 @@ applier_row_change(CutoverApplier *applier, CutoverChange *change, uint64 xid)
 	if (table->phase == CUTOVER_PHASE_RESYNC_NEEDED ||
 		(table->phase == CUTOVER_PHASE_WAITING && table->copy))
 		return;
-	if (!cutover_layout_resolve(layout, applier->session->ep))
+	if (!cutover_rowmap_resolve(layout, applier->session->ep))
 	{
 		cutover_applier_stop(applier, table, table->stop_reason);
 		return;

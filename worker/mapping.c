@@ -222,7 +222,7 @@ cutover_mapping_load(CutoverEndpoint *ep)
 	config_relids[2] = get_relname_relid("_column", namespace_id);
 
 	tables = NIL;
-	cutover_layout_forget();
+	cutover_rowmap_forget();
 	MemoryContextReset(mapping_context);
 	stale = false;				/* an invalidation from here on counts */
 

@@ -225,7 +225,7 @@ cutover_reader_next(CutoverReader *reader, CutoverChange *change)
 	if (op != CUTOVER_OP_INSERT && op != CUTOVER_OP_UPDATE && op != CUTOVER_OP_DELETE &&
 		op != CUTOVER_OP_TRUNCATE && op != CUTOVER_OP_REFRESH)
 		reader_damaged(reader, "an operation is unknown");
-	change->layout = cutover_layout_get(layout_id);
+	change->layout = cutover_rowmap_get(layout_id);
 	if (change->layout == NULL)
 		reader_damaged(reader, "a layout is unknown");
 	if (change->flags & CUTOVER_CHANGE_HAS_OLD)

@@ -41,7 +41,7 @@ refresh_normal_json(const char *json)
 bool
 cutover_refresh_is_errored(CutoverLayout *layout, HeapTuple image)
 {
-	char	   *json = refresh_normal_json(cutover_layout_key_json(layout, image));
+	char	   *json = refresh_normal_json(cutover_rowmap_key_json(layout, image));
 	char	   *md5 = text_to_cstring(DatumGetTextPP(DirectFunctionCall1(md5_text, CStringGetTextDatum(json))));
 
 	return hash_search(layout->table->error_keys, md5, HASH_FIND, NULL) != NULL;
@@ -56,11 +56,11 @@ cutover_refresh_add(CutoverApplier *applier, CutoverLayout *layout, HeapTuple im
 	CutoverTable *table = layout->table;
 	Datum	   *values = palloc(table->desc->natts * sizeof(Datum));
 	bool	   *nulls = palloc(table->desc->natts * sizeof(bool));
-	char	   *json = cutover_layout_key_json(layout, image);
+	char	   *json = cutover_rowmap_key_json(layout, image);
 	CutoverRefresh *refresh;
 	MemoryContext old;
 
-	cutover_layout_root_values(layout, image, values, nulls);
+	cutover_rowmap_root_values(layout, image, values, nulls);
 	old = MemoryContextSwitchTo(applier->step_context);
 	refresh = palloc0(sizeof(CutoverRefresh));
 	refresh->table_id = table->table_id;

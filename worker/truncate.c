@@ -54,12 +54,12 @@ cutover_truncate_run(CutoverApplier *applier, uint64 xid)
 	cutover_applier_flush(applier);
 	foreach(lc, ids)
 	{
-		CutoverLayout *layout = cutover_layout_get(lfirst_int(lc));
+		CutoverLayout *layout = cutover_rowmap_get(lfirst_int(lc));
 		CutoverTable *table = layout ? layout->table : NULL;
 
 		if (!truncate_applies(applier, table) || list_member_ptr(whole, table))
 			continue;
-		if (!cutover_layout_resolve(layout, applier->session->ep))
+		if (!cutover_rowmap_resolve(layout, applier->session->ep))
 			cutover_applier_stop(applier, table, table->stop_reason);
 		else
 			whole = lappend(whole, table);

@@ -1,5 +1,5 @@
 /*
- * layout_row.c - from a captured image to a row of new.
+ * rowmap.c - from a captured image to a row of new.
  *
  * Runs in the replicator.  An image is read with the layout of its time; each
  * attribute then goes to the column of new that carries its name (or, after a
@@ -31,7 +31,7 @@ static MemoryContext layout_context = NULL;
  * Drop all layouts; they are read again when met.
  */
 void
-cutover_layout_forget(void)
+cutover_rowmap_forget(void)
 {
 	if (layout_context != NULL)
 		MemoryContextDelete(layout_context);
@@ -119,7 +119,7 @@ layout_build(CutoverLayout *layout)
  * Find a layout in the cache or in cutover._layout.
  */
 CutoverLayout *
-cutover_layout_get(int32 layout_id)
+cutover_rowmap_get(int32 layout_id)
 {
 	Datum		args[1] = {Int32GetDatum(layout_id)};
 	Oid			types[1] = {INT4OID};
@@ -191,7 +191,7 @@ layout_default_col(CutoverLayout *layout, int i, bool *missing)
  * Find the columns of new for a layout.
  */
 bool
-cutover_layout_resolve(CutoverLayout *layout, CutoverEndpoint *ep)
+cutover_rowmap_resolve(CutoverLayout *layout, CutoverEndpoint *ep)
 {
 	CutoverTable *table = layout->table;
 	MemoryContext old;
@@ -261,7 +261,7 @@ layout_convert(FmgrInfo *out, Datum value, Form_pg_attribute to)
  * The image's values in the shape of the root as it is now.
  */
 void
-cutover_layout_root_values(CutoverLayout *layout, HeapTuple image, Datum *values, bool *nulls)
+cutover_rowmap_root_values(CutoverLayout *layout, HeapTuple image, Datum *values, bool *nulls)
 {
 	TupleDesc	root = layout->table->desc;
 	int			n = layout->desc->natts;
@@ -332,7 +332,7 @@ layout_evaluate(CutoverTable *table, TupleTableSlot *slot, bool key_only, Cutove
  * Turn an image into a row.
  */
 bool
-cutover_layout_row(CutoverLayout *layout, HeapTuple image, bool key_only,
+cutover_rowmap_row(CutoverLayout *layout, HeapTuple image, bool key_only,
 				   Bitmapset *elided, CutoverApplyRow *row)
 {
 	CutoverTable *table = layout->table;
@@ -368,7 +368,7 @@ cutover_layout_row(CutoverLayout *layout, HeapTuple image, bool key_only,
 		return true;
 
 	ExecClearTuple(table->slot);
-	cutover_layout_root_values(layout, image, table->slot->tts_values, table->slot->tts_isnull);
+	cutover_rowmap_root_values(layout, image, table->slot->tts_values, table->slot->tts_isnull);
 	ExecStoreVirtualTuple(table->slot);
 	return layout_evaluate(table, table->slot, key_only, row);
 }
@@ -422,7 +422,7 @@ cutover_table_key_row(CutoverTable *table, TupleTableSlot *slot, CutoverApplyRow
  * The key of an image as JSON, for people and for cutover._apply_error.
  */
 char *
-cutover_layout_key_json(CutoverLayout *layout, HeapTuple image)
+cutover_rowmap_key_json(CutoverLayout *layout, HeapTuple image)
 {
 	CutoverTable *table = layout->table;
 	int			n = layout->desc->natts;
