@@ -103,7 +103,8 @@ CREATE TABLE cutover.progress (
 	window_snapshot text,
 	done_lsn pg_lsn,
 	done_xid bigint,
-	applied_at timestamptz
+	applied_at timestamptz,
+	instance text				-- of old: who may write progress
 );
 CREATE TABLE cutover.chunk (
 	table_id int NOT NULL,
