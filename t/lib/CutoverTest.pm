@@ -157,7 +157,8 @@ sub cutover_add_target
 # ---------------------------------------------------------------------------
 # waiting
 
-# Call $done until it returns true.  False and a failed test at the deadline.
+# Call $done until it returns true.  At the deadline the test fails and ends:
+# what comes after would only say the same again.
 # %opt: deadline => seconds, node => whose views are printed, db
 sub cutover_poll
 {
@@ -175,7 +176,7 @@ sub cutover_poll
 	}
 	fail("$what before the deadline");
 	diag(cutover_state($opt{node}, $opt{db})) if $opt{node};
-	return 0;
+	die "gave up waiting for: $what\n";
 }
 
 # What the views say, for the log of a failed test.
@@ -229,7 +230,7 @@ sub cutover_wait
 	return 1 if $rc == 0;
 	fail('cutover_wait');
 	diag($err, cutover_state($old, $db));
-	return 0;
+	die "gave up waiting for new\n";
 }
 
 # ---------------------------------------------------------------------------
