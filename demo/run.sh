@@ -124,18 +124,27 @@ draw() {
 	fi
 }
 
-# The copy, drawn from cutover.progress.
+# The copy, drawn from cutover.progress: all tables where lines can be drawn
+# again, else a line now and then and the tables at the end.
+copy_table() {
+	old -c "SELECT format('   %s %s %s %s rows', rpad(table_name::text, 17), rpad(phase, 11), bar, lpad(to_char(coalesce(rows_done, 0), 'FM999G999G999'), 11))
+		FROM cutover.progress ORDER BY rows_total DESC NULLS LAST, table_name::text"
+}
 follow_copy() {
-	local begun=$SECONDS done=''
+	local begun=$SECONDS said=-3 done=''
+	drawn=0
 	while [ -z "$done" ]; do
 		done=$(old -c "SELECT CASE WHEN count(*) > 0 AND bool_and(phase = 'synced') THEN 'yes' END FROM cutover.progress")
-		if [ -n "$terminal" ] || [ -n "$done" ] || [ $(((SECONDS - begun) % 4)) = 0 ]; then
-			draw "$(old -c "SELECT format('   %s %s %s %s rows', rpad(table_name::text, 17), rpad(phase, 11), bar, lpad(to_char(coalesce(rows_done, 0), 'FM999G999G999'), 11))
-				FROM cutover.progress ORDER BY rows_total DESC NULLS LAST, table_name::text")"
-			[ -n "$terminal" ] || echo
+		if [ -n "$terminal" ] || [ -n "$done" ]; then
+			draw "$(copy_table)"
+		elif [ $((SECONDS - said)) -ge 3 ]; then
+			said=$SECONDS
+			old -c "SELECT format('   %s rows of about %s;  %s', to_char(sum(rows_done), 'FM999G999G990'), to_char(sum(rows_total), 'FM999G999G990'),
+				(SELECT string_agg(n || ' ' || phase, ', ') FROM (SELECT phase, count(*) AS n FROM cutover.progress GROUP BY phase ORDER BY phase) p)) FROM cutover.progress"
 		fi
 		[ $((SECONDS - begun)) -lt 600 ] || die "the copy is not done after ten minutes"
-		old -c "SELECT 1 FROM cutover.tables WHERE phase = 'resync_needed' LIMIT 1" | grep -q 1 && die "a table needs a fresh copy: $(old -c 'SELECT table_name, phase FROM cutover.tables')"
+		old -c "SELECT table_name || ': ' || phase_reason FROM cutover.tables WHERE phase = 'resync_needed'" > resync
+		[ ! -s resync ] || die "a table needs a fresh copy: $(cat resync)"
 		[ -n "$done" ] || sleep 0.5
 	done
 	good "copied, indexes built, and caught up in $((SECONDS - begun)) seconds"
