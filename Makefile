@@ -88,7 +88,8 @@ SQL_PARTS = \
 REGRESS = \
 	install \
 	interface \
-	preflight
+	preflight \
+	views
 
 # sql/isolation/specs/<name>.spec with sql/isolation/expected/<name>.out
 ISOLATION =

@@ -30,7 +30,7 @@ GRANT EXECUTE ON FUNCTION
 	cutover._queue_bytes(int),
 	cutover._is_this_cluster(bigint),
 	cutover._capture_enabled(int),
-	cutover._open_writers(int),
+	cutover._open_writers(int, interval),
 	cutover._sessions(),
 	cutover._table_name(oid),
 	cutover._bar(numeric)

@@ -93,12 +93,11 @@ $$;
 COMMENT ON FUNCTION cutover._capture_enabled(int) IS 'is every change of the table captured';
 
 -- Who has changed tables of the target and has not committed yet, in words: the
--- longest one, if that is longer than ten seconds.  It delays only its own changes.
-CREATE FUNCTION cutover._open_writers(target_id int) RETURNS text
+-- longest one.  It delays only its own changes.
+CREATE FUNCTION cutover._open_writers(target_id int, longer_than interval DEFAULT '10 s') RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-	SELECT format(CASE WHEN w.gid IS NULL THEN 'the transaction of pid %1$s (%3$s), which began %4$s ago and has changed tables of the target'
-			ELSE 'COMMIT PREPARED %2$s (%3$s), which was prepared %4$s ago and has changed tables of the target' END,
-		w.pid, quote_literal(w.gid), w.usename, date_trunc('second', clock_timestamp() - w.since))
+	SELECT format('%s of %I, open since %s, which has changed tables of the target',
+		coalesce('COMMIT PREPARED ' || quote_literal(w.gid), 'the transaction in pid ' || w.pid), w.usename, date_trunc('second', w.since))
 	FROM (
 		SELECT l.pid, NULL::text AS gid, a.usename::text, a.xact_start AS since
 		FROM pg_locks l JOIN pg_stat_activity a USING (pid)
@@ -108,13 +107,15 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 			AND l.relation IN (SELECT m.relid FROM cutover._member m JOIN cutover._table b USING (table_id) WHERE b.target_id = $1)
 		UNION ALL
 		SELECT NULL, p.gid, p.owner::text, p.prepared
-		FROM pg_prepared_xacts p JOIN pg_locks l ON l.virtualtransaction = '-1/' || p.transaction
+		FROM pg_prepared_xacts p
+		JOIN pg_locks x ON x.locktype = 'transactionid' AND x.transactionid = p.transaction AND x.pid IS NULL
+		JOIN pg_locks l ON l.virtualtransaction = x.virtualtransaction AND l.pid IS NULL
 		WHERE p.database = current_database() AND l.locktype = 'relation' AND l.mode = 'RowExclusiveLock'
 			AND l.relation IN (SELECT m.relid FROM cutover._member m JOIN cutover._table b USING (table_id) WHERE b.target_id = $1)) w
-	WHERE w.since < clock_timestamp() - interval '10 s'
+	WHERE w.since < clock_timestamp() - longer_than
 	ORDER BY w.since LIMIT 1
 $$;
-COMMENT ON FUNCTION cutover._open_writers(int) IS 'the longest transaction that has changed tables of the target, in words';
+COMMENT ON FUNCTION cutover._open_writers(int, interval) IS 'the longest transaction that has changed tables of the target, in words';
 
 CREATE FUNCTION cutover._sessions()
 RETURNS TABLE (pid int, usename name, application_name text, client_addr inet, backend_start timestamptz, state text)
