@@ -124,7 +124,7 @@ extension/cutover--$(EXTVERSION).sql: $(SQL_PARTS)
 # "deps" may bring the very pg_config that this file is read with: go on in a new make
 RUN_ENV = PG_CONFIG="$(PG_CONFIG)" CUTOVER_PREFIX="$(CUTOVER_PREFIX)"
 
-.PHONY: deps test demo test-run demo-run install-for-run test-matrix assert-build checkver dist
+.PHONY: deps test demo test-run demo-run install-for-run test-modules test-matrix assert-build checkver dist
 deps:
 	@t/deps.sh
 
@@ -138,7 +138,12 @@ install-for-run:
 	@$(MAKE) --no-print-directory -s -j2 all
 	@$(MAKE) --no-print-directory -s install $(if $(CUTOVER_PREFIX),DESTDIR="$(CUTOVER_PREFIX)")
 
-test-run: checkver install-for-run
+# C that only tests call
+test-modules: install-for-run
+	@for m in t/modules/*/; do $(MAKE) --no-print-directory -s -C $$m PG_CONFIG="$(PG_CONFIG)" \
+		install $(if $(CUTOVER_PREFIX),DESTDIR="$(CUTOVER_PREFIX)") || exit 1; done
+
+test-run: checkver install-for-run test-modules
 	@$(RUN_ENV) t/suites.sh "$(strip $(REGRESS))" "$(strip $(ISOLATION))" "$(strip $(TAP))"
 
 demo-run: install-for-run
