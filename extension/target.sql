@@ -109,7 +109,8 @@ CREATE TABLE cutover.progress (
 CREATE TABLE cutover.chunk (
 	table_id int NOT NULL,
 	generation int NOT NULL,
-	chunk_no int NOT NULL,
+	chunk_no int NOT NULL,			-- -1: the copy of this generation began
+	timeline int,					-- of old when it was copied
 	snapshot text,
 	rows bigint,
 	copied_at timestamptz,
@@ -130,13 +131,33 @@ RETURNS TABLE (relation text, name name, definition text, sqlstate text, message
 LANGUAGE plpgsql AS $body$
 DECLARE
 	d record;
+	v_sql text;
 BEGIN
+	-- a copier that still writes to it is waited for, and later ones find that they may not
+	DELETE FROM cutover.chunk c WHERE c.table_id = only_table;
+	FOR d IN SELECT i.indexrelid::regclass AS leftover FROM cutover.deferred f
+		JOIN pg_catalog.pg_class c ON c.relname = f.name
+		JOIN pg_catalog.pg_index i ON i.indexrelid = c.oid AND NOT i.indisvalid AND i.indrelid = to_regclass(f.relation)
+		WHERE f.kind IN ('index', 'unique', 'exclude') AND (only_table IS NULL OR f.table_id = only_table)
+	LOOP
+		EXECUTE format('DROP INDEX %s', d.leftover);
+	END LOOP;
 	FOR d IN SELECT * FROM cutover.deferred f WHERE only_table IS NULL OR f.table_id = only_table
 		ORDER BY array_position(ARRAY['index', 'unique', 'exclude', 'foreign_key', 'trigger'], f.kind), f.id
 	LOOP
 		BEGIN
 			IF to_regclass(d.relation) IS NOT NULL THEN
-				EXECUTE d.definition;
+				FOREACH v_sql IN ARRAY string_to_array(d.definition, '; /* cutover: then */ ') LOOP
+					BEGIN
+						EXECUTE v_sql;
+					EXCEPTION WHEN duplicate_table OR duplicate_object THEN
+						NULL; -- it is there already, the rest of the definition perhaps not
+					END;
+				END LOOP;
+				IF d.kind = 'foreign_key' AND strpos(d.definition, ' NOT VALID') = 0 AND EXISTS (SELECT FROM pg_catalog.pg_constraint c
+					WHERE c.conrelid = to_regclass(d.relation) AND c.conname = d.name AND NOT c.convalidated) THEN
+					EXECUTE format('ALTER TABLE %s VALIDATE CONSTRAINT %I', d.relation, d.name);
+				END IF;
 			END IF;
 			DELETE FROM cutover.deferred f WHERE f.id = d.id;
 		EXCEPTION

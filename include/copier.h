@@ -93,14 +93,4 @@ extern void cutover_copier_stop(void);
  */
 extern void cutover_copier_restart_table(int32 table_id, int32 generation, const char *why);
 
-/* ---- what was taken off new (worker/deferred.c) ---- */
-
-/*
- * Bring back indexes, constraints and triggers of one table, or of all with
- * table_id 0, one after the other; for the end of a migration or of a table's
- * part in it.  Returns how many could not be brought back; each is a WARNING,
- * and stays in new's cutover.deferred.  No transaction may be open on ep.
- */
-extern int	cutover_deferred_restore_all(CutoverEndpoint *ep, int32 table_id);
-
 #endif							/* CUTOVER_COPIER_H */

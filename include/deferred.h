@@ -28,7 +28,7 @@ extern List *cutover_deferred_take_off(CutoverEndpoint *ep, int32 table_id, cons
 extern CutoverJobResult cutover_deferred_build_next(CutoverEndpoint *ep, int32 target_id,
 													const CutoverSkip *skip, int32 *table_id);
 
-/* Bring one back: parts of cutover_deferred_build_next() and cutover_deferred_restore_all(). */
+/* Steps of bringing one back.  On new, cutover.restore_deferred() does the same in SQL when a migration is given up. */
 typedef struct CutoverDeferred
 {
 	char	   *id;

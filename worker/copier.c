@@ -465,9 +465,7 @@ cutover_copier_restart_table(int32 table_id, int32 generation, const char *why)
 						  " WHERE table_id = $1 AND copy_generation = $2", 3, types, values, NULL) == 0)
 		return;
 	cutover_local_run("DELETE FROM cutover._chunk WHERE table_id = $1", 1, types, values, NULL);
-	cutover_local_run("INSERT INTO cutover._event (actor, kind, detail, target_id, target)"
-					  " SELECT current_user, 'copy_restarted', pg_catalog.jsonb_build_object("
-					  "'table', t.old_table::pg_catalog.regclass::text, 'reason', $3), g.target_id, g.target"
-					  " FROM cutover._table t JOIN cutover._target g ON g.target_id = t.target_id WHERE t.table_id = $1 AND $2 IS NOT NULL",
-					  3, types, values, NULL);
+	cutover_local_run("SELECT cutover._log_event('copy_restarted', pg_catalog.jsonb_build_object("
+					  "'table', t.old_table::pg_catalog.regclass::text, 'reason', $3), t.target_id)"
+					  " FROM cutover._table t WHERE t.table_id = $1 AND $2 IS NOT NULL", 3, types, values, NULL);
 }

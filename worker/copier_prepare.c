@@ -53,11 +53,9 @@ prepare_log(PrepareTable *table, const char *kind, const char *names)
 	Oid			types[] = {INT4OID, TEXTOID, TEXTOID};
 	Datum		values[] = {Int32GetDatum(table->table_id), CStringGetTextDatum(kind), CStringGetTextDatum(names)};
 
-	cutover_local_run("INSERT INTO cutover._event (actor, kind, detail, target_id, target)"
-					  " SELECT current_user, $2, pg_catalog.jsonb_build_object("
-					  "'table', t.old_table::pg_catalog.regclass::text, 'objects', $3), g.target_id, g.target"
-					  " FROM cutover._table t JOIN cutover._target g ON g.target_id = t.target_id WHERE t.table_id = $1",
-					  3, types, values, NULL);
+	cutover_local_run("SELECT cutover._log_event($2, pg_catalog.jsonb_build_object("
+					  "'table', t.old_table::pg_catalog.regclass::text, 'objects', $3), t.target_id)"
+					  " FROM cutover._table t WHERE t.table_id = $1", 3, types, values, NULL);
 }
 
 /*

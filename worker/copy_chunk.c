@@ -26,6 +26,7 @@
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -442,6 +443,8 @@ chunk_commit_remote(CutoverEndpoint *ep, ChunkJob *job, MemoryContext mcxt)
 									 " AND chunk_no = $3", 5, args)->affected != 1)
 		elog(ERROR, "the row of chunk %d of table %d is gone", job->chunk_no, job->table_id);
 	cutover_local_begin();
+	/* who removes the table locks the row and then waits for our transaction on new */
+	(void) set_config_option("lock_timeout", "1s", PGC_SUSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 	n = cutover_local_run("UPDATE cutover._chunk SET rows = $4, bytes = $5 WHERE table_id = $1 AND chunk_no = $2"
 						  " AND generation = $3 AND state = 'copying'", 5, types, values, NULL);
 	cutover_local_commit(true);

@@ -12,11 +12,8 @@
 #include "utils/memutils.h"
 
 #include "compat.h"
-#include "copier.h"
 #include "deferred.h"
-#include "errors.h"
 #include "guc.h"
-#include "retry.h"
 
 #define THEN "'" CUTOVER_DEFERRED_THEN "'"
 
@@ -296,78 +293,4 @@ cutover_deferred_add_foreign_key(CutoverEndpoint *ep, CutoverDeferred *item)
 		cutover_endpoint_exec(ep, psprintf("ALTER TABLE %s VALIDATE CONSTRAINT %s", item->relation, quote_identifier(item->name)));
 	(void) cutover_endpoint_set_timeout(ep, limit);
 	cutover_deferred_finish(ep, item);
-}
-
-/* ---- everything back ---- */
-
-static void
-deferred_restore_one(CutoverEndpoint *ep, CutoverDeferred *item)
-{
-	if (strcmp(item->kind, "foreign_key") == 0)
-	{
-		cutover_deferred_add_foreign_key(ep, item);
-		return;
-	}
-	if (strcmp(item->kind, "trigger") != 0 && !item->built)
-		cutover_deferred_build_index(ep, item, false);
-	cutover_deferred_finish(ep, item);
-}
-
-/*
- * Bring back the items of one kind of step; returns how many failed.
- */
-static int
-deferred_restore_some(CutoverEndpoint *ep, List *items, bool foreign_keys)
-{
-	MemoryContext mcxt = CurrentMemoryContext;
-	volatile int failed = 0;
-	ListCell   *lc;
-
-	foreach(lc, items)
-	{
-		CutoverDeferred *item = lfirst(lc);
-
-		if ((strcmp(item->kind, "foreign_key") == 0) != foreign_keys)
-			continue;
-		PG_TRY();
-		{
-			deferred_restore_one(ep, item);
-		}
-		PG_CATCH();
-		{
-			ErrorData  *error;
-
-			MemoryContextSwitchTo(mcxt);
-			error = CopyErrorData();
-			FlushErrorState();
-			if (!cutover_endpoint_reset(ep) || cutover_retry_classify(error->sqlerrcode) == CUTOVER_ERROR_CONNECTION)
-				ReThrowError(error);
-			failed++;
-			ereport(WARNING,
-					(errcode(error->sqlerrcode),
-					 errmsg("%s \"%s\" of %s could not be brought back on new: %s",
-							item->kind, item->name, item->relation, error->message),
-					 errdetail("Its definition is in cutover.deferred on new.")));
-			FreeErrorData(error);
-		}
-		PG_END_TRY();
-	}
-	return failed;
-}
-
-/*
- * Bring everything back for one table or all.
- */
-int
-cutover_deferred_restore_all(CutoverEndpoint *ep, int32 table_id)
-{
-	List	   *items = cutover_deferred_read(ep, table_id ? psprintf("{%d}", table_id) : NULL);
-	const char *args[] = {psprintf("%d", table_id)};
-	int			failed;
-
-	/* no copier writes to it any more; one that still does is waited for */
-	if (table_id != 0)
-		cutover_endpoint_exec_params(ep, "DELETE FROM cutover.chunk WHERE table_id = $1", 1, args);
-	failed = deferred_restore_some(ep, items, false);
-	return failed + deferred_restore_some(ep, items, true);
 }
