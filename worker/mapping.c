@@ -243,6 +243,7 @@ cutover_mapping_load(CutoverEndpoint *ep)
 	SPI_finish();
 	mapping_rank_tables(ep);
 	cutover_mapping_refresh_phases();
+	cutover_copier_wake();		/* a table may have come, or wait for a copy */
 }
 
 /*
