@@ -28,7 +28,10 @@ typedef struct MonitorTarget
 {
 	int32		target_id;
 	bool		readable;		/* the reader may see row values of every table */
+	bool		secretive;		/* a table that the reader may not see waits for something */
 } MonitorTarget;
+
+static const char monitor_hidden[] = "shown to those who may read every table of the target";
 
 PG_FUNCTION_INFO_V1(cutover_worker_stats);
 
@@ -61,7 +64,8 @@ monitor_read_targets(Oid reader, int *ntargets)
 	Datum		args[1] = {ObjectIdGetDatum(reader)};
 
 	SPI_connect();
-	if (SPI_execute_with_args("SELECT t.target_id, coalesce(bool_and(cutover._may_read($1, b.old_table)), true)"
+	if (SPI_execute_with_args("SELECT t.target_id, coalesce(bool_and(cutover._may_read($1, b.old_table)), true),"
+							  " coalesce(bool_or(b.phase_reason IS NOT NULL AND NOT cutover._may_read($1, b.old_table)), false)"
 							  " FROM cutover._target t LEFT JOIN cutover._table b USING (target_id)"
 							  " GROUP BY t.target_id ORDER BY t.target_id",
 							  1, types, args, NULL, true, 0) != SPI_OK_SELECT)
@@ -77,6 +81,7 @@ monitor_read_targets(Oid reader, int *ntargets)
 
 		targets[i].target_id = DatumGetInt32(SPI_getbinval(row, desc, 1, &isnull));
 		targets[i].readable = DatumGetBool(SPI_getbinval(row, desc, 2, &isnull));
+		targets[i].secretive = DatumGetBool(SPI_getbinval(row, desc, 3, &isnull));
 	}
 	SPI_finish();
 	return targets;
@@ -111,10 +116,10 @@ monitor_put_slot(ReturnSetInfo *rsinfo, CutoverSlot *slot, const MonitorTarget *
 	values[6] = Int64GetDatum((int64) stats.acked_k);
 	values[7] = TimestampTzGetDatum(stats.acked_at);
 	nulls[7] = stats.acked_at == 0;
-	values[8] = CStringGetTextDatum(stats.waiting_for);
+	/* the reason of a table may be an error of new that quotes a row */
+	values[8] = CStringGetTextDatum(target->secretive ? monitor_hidden : stats.waiting_for);
 	nulls[8] = stats.waiting_for[0] == '\0';
-	values[9] = CStringGetTextDatum(target->readable ? stats.last_error :
-									"shown to those who may read every table of the target");
+	values[9] = CStringGetTextDatum(target->readable ? stats.last_error : monitor_hidden);
 	nulls[9] = stats.last_error[0] == '\0';
 	values[10] = TimestampTzGetDatum(stats.last_error_at);
 	nulls[10] = stats.last_error_at == 0;

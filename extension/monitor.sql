@@ -187,17 +187,24 @@ SELECT s.target, s.state, s.mode, s.epoch, s.write_ratio, s.read_ratio, s.shadow
 				'cutover_resync() of every table: new holds changes that old has lost' END,
 			CASE WHEN s.pid IS NULL THEN
 				'the replicator is not running: the next change or call of a function starts it, if a worker slot is free (max_worker_processes)' END,
-			s.waiting_for,
-			(SELECT string_agg(format('SELECT cutover_resync(%L)%s', cutover._table_name(b.old_table),
-					CASE WHEN cutover._may_read(r.reader, b.old_table) THEN ': ' || b.phase_reason END), '; ' ORDER BY b.table_id)
-				FROM cutover._table b WHERE b.target_id = s.target_id AND b.phase = 'resync_needed'),
+			-- the worker says it too when it has nothing else to say
+			CASE WHEN NOT EXISTS (SELECT FROM cutover._table b WHERE b.target_id = s.target_id AND b.phase_reason = s.waiting_for)
+				THEN s.waiting_for END,
+			(SELECT string_agg(
+					CASE WHEN b.phase = 'resync_needed' THEN format('SELECT cutover_resync(%L)', cutover._table_name(b.old_table))
+						ELSE cutover._table_name(b.old_table) END
+					|| coalesce(CASE WHEN cutover._may_read(r.reader, b.old_table) THEN ': ' || b.phase_reason END, ''), '; ' ORDER BY b.table_id)
+				FROM cutover._table b WHERE b.target_id = s.target_id
+					AND (b.phase = 'resync_needed' OR b.phase_reason IS NOT NULL AND b.phase <> 'synced')),
 			(SELECT format('cutover_retry_errors() or cutover_skip_errors(): new rejected %s rows, see cutover.apply_error', count(*))
 				FROM cutover._apply_error e WHERE e.target_id = s.target_id HAVING count(*) > 0),
 			CASE WHEN s.capture_off > 0 THEN
 				(SELECT 'cutover_resync() after enabling the triggers (cutover_preflight() names them): capture is not on for '
 						|| string_agg(cutover._table_name(b.old_table), ', ' ORDER BY b.table_id)
 					FROM cutover._table b WHERE b.target_id = s.target_id AND NOT cutover._capture_enabled(b.table_id)) END,
-			cutover._open_writers(s.target_id)), '')
+			cutover._open_writers(s.target_id),
+			CASE WHEN s.waiting_for IS NULL AND s.last_error_at > clock_timestamp() - interval '15 s' AND (s.not_synced > 0 OR s.queued_changes > 0)
+				THEN 'what last_error says; it is tried again' END), '')
 	END AS waiting_for,
 	s.last_error, s.last_error_at
 FROM cutover._state s, (SELECT quote_ident(current_user)::regrole::oid) r (reader);
@@ -240,7 +247,9 @@ CROSS JOIN LATERAL (
 		coalesce(sum(bytes) FILTER (WHERE state = 'done'), 0)::bigint AS bytes_done
 	FROM cutover._chunk WHERE table_id = b.table_id AND generation = b.copy_generation) c
 CROSS JOIN LATERAL (
-	SELECT sum(greatest(m.reltuples, 0))::bigint AS rows, sum(m.relpages::bigint * current_setting('block_size')::int)::bigint AS bytes
+	-- as of the last ANALYZE; asking for the size now would wait for locks
+	SELECT sum(nullif(m.reltuples, -1))::bigint AS rows,
+		sum(CASE WHEN m.reltuples >= 0 THEN m.relpages::bigint * current_setting('block_size')::int END)::bigint AS bytes
 	FROM cutover._member JOIN pg_class m ON m.oid = relid AND m.relkind = 'r'
 	WHERE table_id = b.table_id) z
 CROSS JOIN LATERAL (
@@ -271,7 +280,10 @@ SELECT t.target, e.direction, b.old_table::regclass AS table_name,
 FROM cutover._apply_error e
 JOIN cutover._target t USING (target_id)
 LEFT JOIN cutover._table b USING (table_id)
-CROSS JOIN LATERAL (SELECT cutover._may_read(quote_ident(current_user)::regrole::oid, coalesce(b.old_table, 0))) r (readable);
+CROSS JOIN LATERAL (
+	-- a schema change has no table: its message may quote rows of any
+	SELECT coalesce(bool_and(cutover._may_read(quote_ident(current_user)::regrole::oid, x.old_table)), true)
+	FROM cutover._table x WHERE x.target_id = e.target_id AND (e.table_id IS NULL OR x.table_id = e.table_id)) r (readable);
 COMMENT ON VIEW cutover.apply_error IS 'rows that new rejected; each is read again when it changes';
 
 CREATE VIEW cutover.sessions AS
