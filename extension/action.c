@@ -174,6 +174,13 @@ cutover_action_run(const char *function, const char *sql, int nargs, const char 
 	shm_mq_handle *mqh;
 	char	   *volatile result = NULL;
 
+	if (IsTransactionBlock() || IsSubTransaction())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("%s cannot run inside a transaction block", function),
+				 errdetail("What it does is done by a worker at once: a rollback could not undo it."),
+				 errhint("Call it by itself, outside of BEGIN ... COMMIT and of blocks with EXCEPTION.")));
+	/* the same for pipelines; and whatever follows in one is another transaction */
 	PreventInTransactionBlock(true, function);
 
 	seg = action_make_segment(sql, nargs, args, &queue);
