@@ -38,6 +38,7 @@ my $new_schema_before = cutover_dump_schema($new);
 
 my $load = cutover_load($old,
 	clients => 3,
+	pause => 1000,
 	sql => sub {
 		my ($client, $n) = @_;
 		# clients keep to rows of their own, so that they never wait for each other

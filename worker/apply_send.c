@@ -118,7 +118,8 @@ send_columns(CutoverApplyTable *table, ApplyGroup *group, int from, int to,
 		if (table->nkeys == 0)
 		{
 			char		count[32];
-			int32		len = snprintf(count, sizeof(count), INT64_FORMAT, Abs(group->rows[r]->count));
+			int64		times = group->rows[r]->count;
+			int32		len = snprintf(count, sizeof(count), INT64_FORMAT, times < 0 ? -times : times);
 			uint32		netlen = pg_hton32((uint32) len);
 
 			appendBinaryStringInfoNT(&bufs[n], (char *) &netlen, sizeof(netlen));

@@ -116,7 +116,7 @@ static void
 prepare_empty(PrepareTable *table, CutoverEndpoint *ep)
 {
 	MemoryContext mcxt = CurrentMemoryContext;
-	const char *only = table->relkind == 'p' ? "" : "ONLY ";
+	const char *const only = table->relkind == 'p' ? "" : "ONLY ";
 	volatile bool truncated = true;
 
 	cutover_endpoint_exec(ep, "SAVEPOINT cutover_empty");

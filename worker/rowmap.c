@@ -102,9 +102,10 @@ layout_build(CutoverLayout *layout)
 		att->attstorage = DatumGetChar(storage[i]);
 		att->attcollation = DatumGetObjectId(collation[i]);
 		att->attisdropped = !OidIsValid(att->atttypid);
-		att->attcacheoff = -1;
 #if PG_VERSION_NUM >= 180000
 		populate_compact_attribute(layout->desc, i);
+#else
+		att->attcacheoff = -1;
 #endif
 		layout->root_attnum[i] = DatumGetInt16(root[i]);
 		if (att->attisdropped)
