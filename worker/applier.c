@@ -214,7 +214,12 @@ applier_covered(CutoverApplier *applier, CutoverLayout *layout, HeapTuple image,
 		return table->copy && (table->phase == CUTOVER_PHASE_WAITING || table->phase == CUTOVER_PHASE_COPYING);
 	chunk = applier_find_chunk(layout, image, tid);
 	if (chunk == NULL)
-		return table->phase == CUTOVER_PHASE_COPYING;
+	{
+		int			copying;
+
+		/* a partition that came after the plan is in no chunk: its rows come through the queue only */
+		return table->phase == CUTOVER_PHASE_COPYING && cutover_chunk_map_count(table->chunks, &copying) == 0;
+	}
 	if (chunk->state == CUTOVER_CHUNK_COPYING)
 		applier_wait_for_chunks(applier, table);
 	if (chunk->state == CUTOVER_CHUNK_PENDING)
