@@ -70,6 +70,13 @@ extern Size cutover_apply_memory(CutoverApply *apply);
 extern uint64 cutover_apply_rows(CutoverApply *apply);	/* net rows held */
 
 /*
+ * True if a flush now would keep new busy while the caller goes on, and waiting
+ * for more would not coalesce much.  boundary: no transaction is held in part;
+ * otherwise only where foreign keys are not checked.
+ */
+extern bool cutover_apply_wants_flush(CutoverApply *apply, bool boundary);
+
+/*
  * Queue everything held on the endpoint, and forget it.  Small sets go as
  * prepared statements in the pipeline (no wait); large sets of fresh rows as
  * COPY (which syncs the pipeline).  Errors surface here or at the next sync.

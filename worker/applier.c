@@ -497,6 +497,9 @@ cutover_applier_step(CutoverApplier *applier)
 	{
 		if (ref->xid != applier->last_xid && (applier->changes >= limit || applier->rebuild))
 			break;
+		/* new works on what is there while we go on */
+		if (cutover_apply_wants_flush(applier->apply, ref->xid != applier->last_xid))
+			cutover_applier_flush(applier);
 		applier_block(applier, ref);
 		cutover_window_take(window);
 		if (cutover_apply_memory(applier->apply) > (Size) cutover_guc_apply_memory * 512)

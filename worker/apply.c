@@ -15,6 +15,9 @@
 /* After so many rows the endpoint gets a chance to move bytes. */
 #define APPLY_POLL_ROWS 128
 
+/* So many rows are worth a flush: enough for several statements, few enough to be sent while the next are collected. */
+#define APPLY_EAGER_ROWS 4000
+
 static int	apply_by_rank(const void *a, const void *b);
 static ApplyTable **apply_tables(CutoverApply *apply, int *n);
 static List *apply_groups(ApplyTable *t);
@@ -83,6 +86,17 @@ uint64
 cutover_apply_rows(CutoverApply *apply)
 {
 	return apply->nrows;
+}
+
+/*
+ * Whether to flush before the caller's limits say so.  Not while a table is
+ * being copied: the caller may have to wait for copiers, with nothing under way.
+ */
+bool
+cutover_apply_wants_flush(CutoverApply *apply, bool boundary)
+{
+	return apply->nrows >= APPLY_EAGER_ROWS && apply->nchanges < apply->nrows + apply->nrows / 4 &&
+		!apply->may_conflict && (boundary || cutover_endpoint_is_replica(apply->ep));
 }
 
 /*

@@ -72,6 +72,8 @@ struct CutoverApply
 	Size		arena_left;
 	Size		memory;
 	uint64		nrows;
+	uint64		nchanges;		/* that became these rows */
+	bool		may_conflict;	/* a table among them is being copied */
 	StringInfoData key;			/* scratch */
 	uint32		polled;			/* rows added since the endpoint was last given a push */
 	List	   *missed;			/* of CutoverMissedKey */

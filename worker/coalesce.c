@@ -71,6 +71,8 @@ cutover_coalesce_forget(CutoverApply *apply)
 	apply->arena_left = 0;
 	apply->memory = 0;
 	apply->nrows = 0;
+	apply->nchanges = 0;
+	apply->may_conflict = false;
 }
 
 /*
@@ -96,6 +98,7 @@ coalesce_table(CutoverApply *apply, CutoverApplyTable *table)
 		t->hash = applyhash_create(apply->rows_cxt, 256, NULL);
 		t->rows = NULL;
 		t->nrows = t->maxrows = 0;
+		apply->may_conflict |= table->may_conflict;
 	}
 	apply->last = t;
 	return t;
@@ -259,6 +262,7 @@ cutover_coalesce_add(CutoverApply *apply, CutoverApplyTable *table, const Cutove
 	ApplyHashEntry *entry;
 	bool		found;
 
+	apply->nchanges++;
 	coalesce_make_key(apply, table, row);
 	entry = applyhash_insert_hash(t->hash, (ApplyRow *) apply->key.data, ((ApplyRow *) apply->key.data)->hash, &found);
 	if (!found)

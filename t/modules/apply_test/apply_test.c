@@ -9,6 +9,8 @@
  */
 #include "postgres.h"
 
+#include <sys/resource.h>
+
 #include "catalog/pg_type_d.h"
 #include "executor/spi.h"
 #include "fmgr.h"
@@ -143,6 +145,8 @@ apply_test(PG_FUNCTION_ARGS)
 	int			n;
 	int			failures = 0;
 	int			nmissed = 0;
+	struct rusage before,
+				after;
 	instr_time	start,
 				end;
 	StringInfoData buf;
@@ -157,6 +161,7 @@ apply_test(PG_FUNCTION_ARGS)
 		ep = cutover_endpoint_connect_info(conninfo, "apply_test");
 		cutover_endpoint_set_apply_mode(ep);
 		apply = cutover_apply_create(ep);
+		getrusage(RUSAGE_SELF, &before);
 		INSTR_TIME_SET_CURRENT(start);
 		for (int i = 0; i < n;)
 		{
@@ -192,6 +197,7 @@ apply_test(PG_FUNCTION_ARGS)
 			(void) cutover_endpoint_sync(ep);
 		}
 		INSTR_TIME_SET_CURRENT(end);
+		getrusage(RUSAGE_SELF, &after);
 		INSTR_TIME_SUBTRACT(end, start);
 	}
 	PG_FINALLY();
@@ -202,6 +208,8 @@ apply_test(PG_FUNCTION_ARGS)
 	SPI_finish();
 	MemoryContextSwitchTo(cxt);
 	initStringInfo(&buf);
-	appendStringInfo(&buf, "%.0f ms, %d changes, %d failures, %d missed", INSTR_TIME_GET_MILLISEC(end), n, failures, nmissed);
+	appendStringInfo(&buf, "%.0f ms (%.0f cpu), %d changes, %d failures, %d missed", INSTR_TIME_GET_MILLISEC(end),
+					 (after.ru_utime.tv_sec - before.ru_utime.tv_sec + after.ru_stime.tv_sec - before.ru_stime.tv_sec) * 1e3 +
+					 (after.ru_utime.tv_usec - before.ru_utime.tv_usec + after.ru_stime.tv_usec - before.ru_stime.tv_usec) / 1e3, n, failures, nmissed);
 	PG_RETURN_TEXT_P(cstring_to_text(buf.data));
 }
