@@ -94,7 +94,7 @@ one() {
 	"${who}_pause" "$db"
 	begun=$(now)
 	"changes_$kind" "$db"
-	row "$kind making, s" "$who" "$round" "$(elapsed "$begun" "$(now)")"
+	row "$kind making s" "$who" "$round" "$(elapsed "$begun" "$(now)")"
 	old "$db" -c 'INSERT INTO beat VALUES (2)' -c CHECKPOINT
 	new "$db" -c CHECKPOINT
 	[ "$kind" != memory ] || { watch_memory "$work/memory" & watcher=$!; }
@@ -105,10 +105,10 @@ one() {
 	seconds=$(elapsed "$begun" "$(now)")
 	[ -z "$watcher" ] || { kill "$watcher"; wait "$watcher" || true; } 2> /dev/null
 	same "$db" || die "$who, $kind: the sides differ"
-	row "$kind, rows/s" "$who" "$round" "$(awk -v n="$n" -v s="$seconds" 'BEGIN { printf "%.0f", n / s }')"
+	row "$kind rows/s" "$who" "$round" "$(awk -v n="$n" -v s="$seconds" 'BEGIN { printf "%.0f", n / s }')"
 	if [ "$kind" = memory ]; then
-		row 'memory private, MB' "$who" "$round" "$(awk '{ printf "%.1f", $1 / 1024 }' "$work/memory")"
-		row 'memory with shared, MB' "$who" "$round" "$(awk '{ printf "%.1f", $2 / 1024 }' "$work/memory")"
+		row 'memory private MB' "$who" "$round" "$(awk '{ printf "%.1f", $1 / 1024 }' "$work/memory")"
+		row 'memory with shared MB' "$who" "$round" "$(awk '{ printf "%.1f", $2 / 1024 }' "$work/memory")"
 	fi
 	"${who}_down" "$db"
 }
@@ -127,6 +127,6 @@ for kind in $parts; do
 	done
 done
 echo
-summary 'ratio:small, rows/s:cutover:native::>=1.1:x native' 'ratio:big, rows/s:cutover:native::>=1.0:x native' \
-	'ratio:small making, s:cutover:native:::x native' 'ratio:big making, s:cutover:native:::x native' \
-	'plain:memory, rows/s:cutover' 'plain:memory private, MB:cutover' 'plain:memory with shared, MB:cutover'
+summary 'ratio:small rows/s:cutover:native::>=1.1:x native' 'ratio:big rows/s:cutover:native::>=1.0:x native' \
+	'ratio:small making s:cutover:native:::x native' 'ratio:big making s:cutover:native:::x native' \
+	'plain:memory rows/s:cutover' 'plain:memory private MB:cutover' 'plain:memory with shared MB:cutover'

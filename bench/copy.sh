@@ -54,10 +54,10 @@ for round in $(seq "$ROUNDS"); do
 		seconds=$(elapsed "$begun" "$(now)")
 		[ "$(new copy -c "$digest")" = "$expected" ] || die "$who: the sides differ"
 		[ "$(new copy -c "$indexes")" = 2 ] || die "$who: an index is missing"
-		row 'copy, s' "$who" "$round" "$seconds"
-		row 'copy, MB/s' "$who" "$round" "$(awk -v m="$mb" -v s="$seconds" 'BEGIN { printf "%.1f", m / s }')"
+		row 'copy s' "$who" "$round" "$seconds"
+		row 'copy MB/s' "$who" "$round" "$(awk -v m="$mb" -v s="$seconds" 'BEGIN { printf "%.1f", m / s }')"
 		"after_$who"
 	done
 done
 echo
-summary 'speedup:copy, s:cutover:pgcopydb::>=1.0:x pgcopydb' 'plain:copy, MB/s:cutover' 'plain:copy, MB/s:pgcopydb'
+summary 'speedup:copy s:cutover:pgcopydb::>=1.0:x pgcopydb' 'plain:copy MB/s:cutover' 'plain:copy MB/s:pgcopydb'

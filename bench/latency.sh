@@ -91,10 +91,10 @@ one() {
 		FROM (SELECT extract(epoch FROM n.at) * 1000 - (s.seconds * 1000 + s.us / 1000.0) AS ms
 			FROM sent s LEFT JOIN seen n ON n.seq = $first + s.nr) x")
 	[ "$missing" = 0 ] || die "$who: $missing of $probes rows of the probe did not arrive"
-	row 'p50, ms' "$who" "$round" "$p50"
-	row 'p90, ms' "$who" "$round" "$p90"
-	row 'p99, ms' "$who" "$round" "$p99"
-	row 'max, ms' "$who" "$round" "$most"
+	row 'p50 ms' "$who" "$round" "$p50"
+	row 'p90 ms' "$who" "$round" "$p90"
+	row 'p99 ms' "$who" "$round" "$p99"
+	row 'max ms' "$who" "$round" "$most"
 	row 'row changes/s' "$who" "$round" "$(sed -n 's/^tps = \([0-9.]*\).*/\1/p' "$work/load.out" | awk '{ printf "%.0f", $1 * 10 }')"
 	first=$(old "$db" -c "SELECT max(seq) FROM beat")
 	await "$db" "EXISTS (SELECT FROM beat WHERE seq = $first)" 60
@@ -109,5 +109,5 @@ for round in $(seq "$ROUNDS"); do
 	done
 done
 echo
-summary 'plain:p50, ms:cutover:::<=3' 'plain:p99, ms:cutover:::<=15' 'plain:max, ms:cutover' 'plain:p50, ms:native' 'plain:p99, ms:native' 'plain:max, ms:native' \
+summary 'plain:p50 ms:cutover:::<=3' 'plain:p99 ms:cutover:::<=15' 'plain:max ms:cutover' 'plain:p50 ms:native' 'plain:p99 ms:native' 'plain:max ms:native' \
 	'plain:row changes/s:cutover' 'plain:row changes/s:native'
