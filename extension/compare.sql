@@ -73,7 +73,8 @@ CREATE VIEW cutover.divergence_summary AS
 SELECT t.target, b.old_table::regclass AS table_name, 0::bigint AS missing, 0::bigint AS extra,
 	0::bigint AS different, 0::bigint AS representation, 0::bigint AS deferred, 0::bigint AS rows_compared,
 	NULL::timestamptz AS last_compared_at, 0 AS clean_passes
-FROM cutover._table b JOIN cutover._target t USING (target_id);
+FROM cutover._table b JOIN cutover._target t USING (target_id)
+ORDER BY t.target_id, b.table_id;
 COMMENT ON VIEW cutover.divergence_summary IS 'open differences of each table, counted by kind';
 
 CREATE VIEW cutover.compare_history AS

@@ -27,7 +27,8 @@ CREATE TABLE cutover._mode_change (
 
 CREATE VIEW cutover.mode_change AS
 SELECT target, from_mode, to_mode, epoch, pause, drained_changes, changed_at
-FROM cutover._mode_change;
+FROM cutover._mode_change
+ORDER BY changed_at, epoch;
 COMMENT ON VIEW cutover.mode_change IS 'every switch of the write mode ever made';
 
 CREATE FUNCTION @extschema@.cutover_mode(target name DEFAULT NULL) RETURNS text

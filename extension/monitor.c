@@ -98,8 +98,11 @@ monitor_put_slot(ReturnSetInfo *rsinfo, CutoverSlot *slot, const MonitorTarget *
 	Datum		values[WORKER_STATS_COLS] = {0};
 	bool		nulls[WORKER_STATS_COLS] = {0};
 	Interval   *lag = palloc0(sizeof(Interval));
+	bool		hidden;
 
 	cutover_shmem_get_stats(slot, &stats);
+	/* what the worker waits for may be the next attempt after that error, or the reason of a table */
+	hidden = stats.last_error_quotes && !target->readable;
 	/* what another process wrote is not trusted to end */
 	stats.waiting_for[CUTOVER_TEXT_LEN - 1] = '\0';
 	stats.last_error[CUTOVER_TEXT_LEN - 1] = '\0';
@@ -116,10 +119,9 @@ monitor_put_slot(ReturnSetInfo *rsinfo, CutoverSlot *slot, const MonitorTarget *
 	values[6] = Int64GetDatum((int64) stats.acked_k);
 	values[7] = TimestampTzGetDatum(stats.acked_at);
 	nulls[7] = stats.acked_at == 0;
-	/* the reason of a table may be an error of new that quotes a row */
-	values[8] = CStringGetTextDatum(target->secretive ? monitor_hidden : stats.waiting_for);
+	values[8] = CStringGetTextDatum(target->secretive || hidden ? monitor_hidden : stats.waiting_for);
 	nulls[8] = stats.waiting_for[0] == '\0';
-	values[9] = CStringGetTextDatum(target->readable ? stats.last_error : monitor_hidden);
+	values[9] = CStringGetTextDatum(hidden ? monitor_hidden : stats.last_error);
 	nulls[9] = stats.last_error[0] == '\0';
 	values[10] = TimestampTzGetDatum(stats.last_error_at);
 	nulls[10] = stats.last_error_at == 0;

@@ -207,7 +207,8 @@ SELECT s.target, s.state, s.mode, s.epoch, s.write_ratio, s.read_ratio, s.shadow
 				THEN 'what last_error says; it is tried again' END), '')
 	END AS waiting_for,
 	s.last_error, s.last_error_at
-FROM cutover._state s, (SELECT quote_ident(current_user)::regrole::oid) r (reader);
+FROM cutover._state s, (SELECT quote_ident(current_user)::regrole::oid) r (reader)
+ORDER BY s.target_id;
 COMMENT ON VIEW cutover.status IS 'one row for each target: where it is, and why nothing moves, if nothing moves';
 
 CREATE VIEW cutover.tables AS
@@ -220,7 +221,8 @@ SELECT t.target, b.old_table::regclass AS table_name, format('%I.%I', b.new_sche
 	0 AS clean_passes,
 	CASE WHEN cutover._may_read(quote_ident(current_user)::regrole::oid, b.old_table) THEN b.phase_reason END AS phase_reason,
 	b.phase_since, b.row_filter
-FROM cutover._table b JOIN cutover._target t USING (target_id);
+FROM cutover._table b JOIN cutover._target t USING (target_id)
+ORDER BY t.target_id, b.table_id;
 COMMENT ON VIEW cutover.tables IS 'the tables under migration';
 
 -- Chunks are about equal in size, so their number says more than the estimates
@@ -259,7 +261,8 @@ CROSS JOIN LATERAL (
 		CASE WHEN b.phase = 'synced' THEN 100.0
 			WHEN b.phase IN ('waiting', 'resync_needed') OR c.chunks = 0 THEN 0.0
 			ELSE least(99.9, round(100.0 * c.done / c.chunks, 1))
-		END AS percent) p;
+		END AS percent) p
+ORDER BY t.target_id, b.table_id;
 COMMENT ON VIEW cutover.progress IS 'how far the copy of each table is; totals are estimates until all is copied';
 
 CREATE VIEW cutover.replication AS
@@ -268,7 +271,8 @@ SELECT s.target, NULL::name AS shard, 'forward'::text AS direction,
 	s.queued_changes, cutover._queue_bytes(s.target_id) AS queue_bytes, s.lag,
 	coalesce(s.applied_changes, 0) AS applied_changes, coalesce(s.changes_per_s, 0) AS changes_per_s,
 	coalesce(s.retries, 0) AS retries, s.waiting_for, s.last_error, s.last_error_at, s.pid
-FROM cutover._state s;
+FROM cutover._state s
+ORDER BY s.target_id;
 COMMENT ON VIEW cutover.replication IS 'the replicator of each target; counters begin with the server';
 
 CREATE VIEW cutover.apply_error AS
@@ -283,17 +287,20 @@ LEFT JOIN cutover._table b USING (table_id)
 CROSS JOIN LATERAL (
 	-- a schema change has no table: its message may quote rows of any
 	SELECT coalesce(bool_and(cutover._may_read(quote_ident(current_user)::regrole::oid, x.old_table)), true)
-	FROM cutover._table x WHERE x.target_id = e.target_id AND (e.table_id IS NULL OR x.table_id = e.table_id)) r (readable);
+	FROM cutover._table x WHERE x.target_id = e.target_id AND (e.table_id IS NULL OR x.table_id = e.table_id)) r (readable)
+ORDER BY e.error_id;
 COMMENT ON VIEW cutover.apply_error IS 'rows that new rejected; each is read again when it changes';
 
 CREATE VIEW cutover.sessions AS
 SELECT s.pid, s.usename, s.application_name, s.client_addr,
 	false AS routable, 'old'::text AS reads_from, 0::bigint AS writes, s.backend_start, s.state
-FROM cutover._sessions() s;
+FROM cutover._sessions() s
+ORDER BY s.backend_start, s.pid;
 COMMENT ON VIEW cutover.sessions IS 'who talks to old';
 
 CREATE VIEW cutover.event AS
-SELECT at, actor, kind, detail, target, event_id FROM cutover._event;
+SELECT at, actor, kind, detail, target, event_id FROM cutover._event
+ORDER BY event_id;
 COMMENT ON VIEW cutover.event IS 'every action, automatic or not, with its reason';
 
 -- The names here are those of cutover_add_guard() and, with a prefix, of cutover_metrics().
@@ -316,7 +323,8 @@ CROSS JOIN LATERAL (VALUES
 	('epoch', s.epoch, 'gauge', 'Number of the write mode, one higher at each switch'),
 	('degraded', 0, 'gauge', 'Whether commits have stopped waiting for new'),
 	('divergences', 0, 'gauge', 'Open differences between old and new')
-) AS m (metric, value, type, help);
+) AS m (metric, value, type, help)
+ORDER BY s.target_id, m.metric;
 COMMENT ON VIEW cutover.metrics IS 'figures of each target, by name';
 
 CREATE FUNCTION @extschema@.cutover_metrics() RETURNS text

@@ -394,13 +394,14 @@ DECLARE
 	found cutover._finding[];
 	step record;
 	v_message text;
+	v_detail text;
 	v_hint text;
 BEGIN
 	BEGIN
 		new_doc := cutover._preflight_new_doc($1);
 	EXCEPTION WHEN OTHERS THEN
-		GET STACKED DIAGNOSTICS v_message = MESSAGE_TEXT, v_hint = PG_EXCEPTION_HINT;
-		findings := findings || ('error', 'connection', 'new', v_message,
+		GET STACKED DIAGNOSTICS v_message = MESSAGE_TEXT, v_detail = PG_EXCEPTION_DETAIL, v_hint = PG_EXCEPTION_HINT;
+		findings := findings || ('error', 'connection', 'new', concat_ws(': ', v_message, nullif(v_detail, '')),
 			coalesce(nullif(v_hint, ''), 'Check the address with cutover_set_target(); what concerns new was not checked.'))::cutover._finding;
 	END;
 	EXECUTE cutover._preflight_catalog_sql(current_setting('server_version_num')::int) INTO old_doc
@@ -476,7 +477,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 		('rules', true, 'no rule on new takes writes away'),
 		('row_security', true, 'row security on new does not hide rows'),
 		('triggers', true, 'no trigger on new fires when we write'),
-		('not_empty', true, 'the tables on new are empty'),
+		('not_empty', true, 'no row on new is in the way of the copy'),
 		('columns', true, 'every column has its counterpart'),
 		('not_null', true, 'every column that must not be null gets a value'),
 		('generated', true, 'generated columns agree'),

@@ -29,6 +29,7 @@ typedef struct CutoverStats
 	TimestampTz last_error_at;
 	char		waiting_for[CUTOVER_TEXT_LEN];
 	char		last_error[CUTOVER_TEXT_LEN];
+	bool		last_error_quotes;	/* it may hold row values */
 } CutoverStats;
 
 /* One replicator (database, target).  dboid, target_id and pid are guarded by the state's lock. */

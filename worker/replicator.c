@@ -488,7 +488,11 @@ replicator_recover(Replicator *r)
 
 	r->attempts++;
 	r->stats.retries++;
+	/* the detail of a lost connection says why; that of other errors quotes rows */
+	if (class == CUTOVER_ERROR_CONNECTION && error->detail != NULL)
+		error->message = psprintf("%s: %s", error->message, error->detail);
 	strlcpy(r->stats.last_error, error->message, CUTOVER_TEXT_LEN);
+	r->stats.last_error_quotes = class == CUTOVER_ERROR_DATA;
 	r->stats.last_error_at = GetCurrentTimestamp();
 
 	if (class == CUTOVER_ERROR_DATA && in_window && !was_replay)
