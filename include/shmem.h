@@ -68,7 +68,7 @@ extern void cutover_shmem_wake(CutoverSlot *slot);
 extern void cutover_shmem_get_stats(CutoverSlot *slot, CutoverStats *stats);
 extern void cutover_shmem_set_stats(CutoverSlot *slot, const CutoverStats *stats);
 
-/* A value that differs between two postmasters, also between a server and a clone of its files. */
+/* A name that a copy of this server's files does not have; the same after a restart. */
 extern const char *cutover_shmem_instance(void);
 
 #endif							/* CUTOVER_SHMEM_H */

@@ -8,8 +8,10 @@
  */
 #include "postgres.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/hashfn.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
@@ -33,16 +35,33 @@ static CutoverShared *shared = NULL;
 static bool attach_failed = false;
 
 /*
- * Describe this postmaster: a clone of the data directory is started at
- * another moment, a restarted server too.
+ * Name this server so that a copy of its files has another name, wherever it
+ * runs, and a restarted server the same: by machine, boot, and the data
+ * directory's inode (two postmasters can't run in one directory).
  */
 static void
 shmem_describe_instance(char *buf, size_t len)
 {
 	char		host[32] = "";
+	char		boot[64] = "";
+	struct stat st = {0};
+	char	   *identity;
+	FILE	   *file = fopen("/proc/sys/kernel/random/boot_id", "r");
 
+	if (file != NULL)
+	{
+		if (fgets(boot, sizeof(boot), file) == NULL)
+			boot[0] = '\0';
+		fclose(file);
+	}
 	gethostname(host, sizeof(host) - 1);
-	snprintf(buf, len, INT64_FORMAT "-%d-%s", (int64) PgStartTime, PostmasterPid, host);
+	if (stat(DataDir, &st) != 0)
+		elog(DEBUG1, "could not stat the data directory");
+	identity = psprintf("%s:%s:%llu:%llu:%s", host, boot, (unsigned long long) st.st_dev,
+						(unsigned long long) st.st_ino, DataDir);
+	snprintf(buf, len, "%s-%016llx", host,
+			 (unsigned long long) DatumGetUInt64(hash_any_extended((unsigned char *) identity, strlen(identity), 0)));
+	pfree(identity);
 }
 
 /*
