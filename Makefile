@@ -26,6 +26,7 @@ OBJS = \
 	extension/image.o \
 	extension/layout.o \
 	extension/monitor.o \
+	extension/pack.o \
 	extension/partition.o \
 	extension/preflight.o \
 	extension/queue.o \
@@ -101,6 +102,11 @@ DATA_built = extension/cutover--$(EXTVERSION).sql
 PG_CPPFLAGS = -I$(srcdir)/include -I$(libpq_srcdir)
 PG_CFLAGS = -Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers
 SHLIB_LINK_INTERNAL = $(libpq)
+# zstd makes the queue smaller; the build goes without it where it is not there
+ifneq ($(wildcard /usr/include/zstd.h),)
+PG_CPPFLAGS += -DCUTOVER_USE_ZSTD
+SHLIB_LINK += -lzstd
+endif
 # JIT inlining of our functions brings nothing; clang need not be there to build
 override with_llvm = no
 EXTRA_CLEAN = extension/cutover--$(EXTVERSION).sql tmp_check results regression.diffs regression.out

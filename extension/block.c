@@ -19,6 +19,7 @@
 #include "utils/tuplestore.h"
 
 #include "block.h"
+#include "pack.h"
 #include "compat.h"
 #include "layout.h"
 
@@ -346,17 +347,14 @@ block_take_rest(BlockReader *reader, uint8 op, uint8 flags, StringInfo detail)
 Datum
 cutover_block_changes(PG_FUNCTION_ARGS)
 {
-	bytea	   *data = PG_GETARG_BYTEA_PP(0);
-	const char *start = VARDATA_ANY(data);
-	BlockReader reader = {.p = start, .end = start + VARSIZE_ANY_EXHDR(data)};
+	Size		len = 0;
+	const char *why;
+	const char *start = cutover_unpack(PG_GETARG_BYTEA_PP(0), &len, &why);
+	BlockReader reader = {.p = start, .end = start + len, .damaged = start == NULL};
 	ReturnSetInfo *result = (ReturnSetInfo *) fcinfo->resultinfo;
 	BlockLayout *layouts = NULL;
-	CutoverBlockHeader header;
 
 	InitMaterializedSRF(fcinfo, 0);
-	block_take_into(&reader, &header, sizeof(header));
-	if (header.version != CUTOVER_BLOCK_VERSION)
-		reader.damaged = true;
 	while (reader.damaged || reader.p < reader.end)
 	{
 		Datum		values[BLOCK_COLUMNS] = {0};

@@ -19,12 +19,13 @@
 #include "guc.h"
 #include "launcher.h"
 #include "layout.h"
+#include "pack.h"
 #include "queue.h"
 #include "shmem.h"
 #include "tracked.h"
 
-/* Changes in a block: with the header it fits on a page even if nothing can be compressed. */
-#define BUFFER_BLOCK_SIZE 8000
+/* Changes in a block. */
+#define BUFFER_BLOCK_SIZE cutover_pack_block_size()
 /* Less than this isn't spilled, for lack of a tail worth a block. */
 #define BUFFER_SPILL_MIN (8 * BUFFER_BLOCK_SIZE)
 /* Memory that is kept for the next transaction. */

@@ -34,6 +34,7 @@
 #include "block.h"
 #include "compat.h"
 #include "guc.h"
+#include "pack.h"
 #include "queue.h"
 
 /* columns of a queue table */
@@ -44,7 +45,6 @@
 /* Less than this free in the file system: be prepared for failure. */
 #define QUEUE_LOW_SPACE (256 * INT64CONST(1024) * 1024)
 /* Smaller blocks aren't worth compressing. */
-#define QUEUE_COMPRESS_MIN 200
 
 static bool failed_before = false;	/* the last attempt of this backend failed */
 
@@ -119,34 +119,6 @@ cutover_queue_look(CutoverTarget *target)
 }
 
 /*
- * The value of a block: header and changes, compressed where that pays.
- */
-static struct varlena *
-queue_pack(const CutoverBlock *block)
-{
-	CutoverBlockHeader header = {.version = CUTOVER_BLOCK_VERSION};
-	Size		size = VARHDRSZ + sizeof(header) + block->len;
-	struct varlena *value = palloc(size);
-
-	SET_VARSIZE(value, size);
-	memcpy(VARDATA(value), &header, sizeof(header));
-	memcpy(VARDATA(value) + sizeof(header), block->data, block->len);
-#ifdef USE_LZ4
-	if (size > QUEUE_COMPRESS_MIN)
-	{
-		Datum		packed = toast_compress_datum(PointerGetDatum(value), TOAST_LZ4_COMPRESSION);
-
-		if (DatumGetPointer(packed) != NULL)
-		{
-			pfree(value);
-			return (struct varlena *) DatumGetPointer(packed);
-		}
-	}
-#endif
-	return value;
-}
-
-/*
  * Lock the segment that is written to.  Waiting for the lock may show that
  * meanwhile it is another one.  The lock stays to the end of the transaction: a segment
  * in which an open transaction has blocks isn't truncated.
@@ -198,7 +170,7 @@ cutover_queue_write(CutoverTarget *target, const CutoverBlock *blocks, int nbloc
 	values[0] = FullTransactionIdGetDatum(GetTopFullTransactionId());
 	for (int i = 0; i < nblocks; i++)
 	{
-		struct varlena *data = queue_pack(&blocks[i]);
+		struct varlena *data = cutover_pack(blocks[i].data, blocks[i].len);
 		HeapTuple	tuple;
 
 		CHECK_FOR_INTERRUPTS();

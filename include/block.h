@@ -9,8 +9,7 @@
  *        a transaction cover disjoint ranges of seq, so (lsn of the last block,
  *        xid, seq) orders all blocks, and changes stand in order within a block
  *   n    changes in the block
- *   data CutoverBlockHeader, then n changes; usually compressed (a compressed
- *        varlena, PG_DETOAST_DATUM reads it)
+ *   data CutoverBlockHeader, then n changes; usually compressed (pack.h reads it)
  *
  * A change is, byte-packed and unaligned, in the server's byte order:
  *   uint8  op          CUTOVER_OP_*
@@ -39,9 +38,11 @@
 typedef struct CutoverBlockHeader
 {
 	uint8		version;
-	uint8		flags;			/* zero */
+	uint8		flags;			/* CUTOVER_BLOCK_* */
 	uint16		reserved;		/* zero */
 } CutoverBlockHeader;
+
+#define CUTOVER_BLOCK_ZSTD 0x01	/* what follows the header is one zstd frame */
 
 #define CUTOVER_OP_INSERT	'I' /* new */
 #define CUTOVER_OP_UPDATE	'U' /* new; old too if the key changed (its key) or there is no key (whole row) */

@@ -3,7 +3,7 @@
 # nothing and needs no privilege if everything is there.
 set -eu
 
-packages=(make gcc libc6-dev libipc-run-perl libpq-dev perl
+packages=(make gcc libc6-dev libipc-run-perl libpq-dev libzstd-dev perl
 	postgresql-15 postgresql-server-dev-15)
 
 missing=()

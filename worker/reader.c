@@ -22,6 +22,7 @@
 #include "batch.h"
 #include "block.h"
 #include "compat.h"
+#include "pack.h"
 
 /*
  * Complain about a block.
@@ -62,8 +63,8 @@ cutover_reader_open(CutoverReader *reader, const CutoverWindow *window, const Cu
 	Relation	rel;
 	TupleTableSlot *slot;
 	ItemPointerData tid = ref->tid;
-	CutoverBlockHeader header;
-	struct varlena *data;
+	const char *why;
+	Size		len;
 	bool		isnull;
 
 	reader->ref = ref;
@@ -72,16 +73,14 @@ cutover_reader_open(CutoverReader *reader, const CutoverWindow *window, const Cu
 	slot = table_slot_create(rel, NULL);
 	if (!table_tuple_fetch_row_version(rel, &tid, GetActiveSnapshot(), slot))
 		reader_damaged(reader, "it is not there");
-	data = PG_DETOAST_DATUM_COPY(slot_getattr(slot, 5, &isnull));
+	reader->p = cutover_unpack((struct varlena *) DatumGetPointer(slot_getattr(slot, 5, &isnull)), &len, &why);
 	ExecDropSingleTupleTableSlot(slot);
 	table_close(rel, AccessShareLock);
 
-	reader->p = VARDATA(data);
-	reader->end = reader->p + VARSIZE(data) - VARHDRSZ;
+	if (reader->p == NULL)
+		reader_damaged(reader, why);
+	reader->end = reader->p + len;
 	reader->left = ref->n;
-	reader_take(reader, &header, sizeof(header));
-	if (header.version != CUTOVER_BLOCK_VERSION || header.flags != 0)
-		reader_damaged(reader, "its version is unknown");
 }
 
 /*
