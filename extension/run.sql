@@ -405,7 +405,7 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp 
 DECLARE
 	v_error cutover._apply_error;
 BEGIN
-	SELECT * INTO v_error FROM cutover._apply_error e WHERE e.target_id = _check_no_ddl_error.target_id AND e.table_id IS NULL
+	SELECT * INTO v_error FROM cutover._apply_error e WHERE e.target_id = _check_no_ddl_error.target_id AND e.table_id IS NULL AND e.attempts >= 0
 		ORDER BY e.error_id LIMIT 1;
 	IF FOUND THEN
 		RAISE EXCEPTION 'new refuses a schema change: %', v_error.message USING ERRCODE = v_error.sqlstate,
@@ -562,7 +562,12 @@ DECLARE
 	v_target int;
 BEGIN
 	FOR e IN SELECT * FROM cutover._select_errors(tables, target) LOOP
-		DELETE FROM cutover._apply_error d WHERE d.error_id = e.error_id;
+		IF e.table_id IS NULL THEN
+			-- the replicator meets the schema change again, leaves it out and forgets the row
+			UPDATE cutover._apply_error u SET attempts = -1 WHERE u.error_id = e.error_id;
+		ELSE
+			DELETE FROM cutover._apply_error d WHERE d.error_id = e.error_id;
+		END IF;
 		v_count := v_count + 1;
 		v_target := e.target_id;
 	END LOOP;

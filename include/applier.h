@@ -31,7 +31,7 @@ typedef struct CutoverApplier
 	uint64		changes;		/* in this step */
 	XLogRecPtr	last_lsn;		/* of the last block taken in this step */
 	uint64		last_xid;
-	uint64		ddl_xid;		/* transaction whose schema change failed on new; 0 = none */
+	bool		ddl_done;		/* this step holds a schema change: what was said of its failure is settled */
 	char	   *ddl_message;
 	int			ddl_sqlstate;
 	char	  **values;			/* scratch row */

@@ -11,6 +11,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -22,6 +23,7 @@
 #include "block.h"
 #include "compat.h"
 #include "guc.h"
+#include "retry.h"
 
 #define CHUNK_POLL_MS 10
 #define CHUNK_PATIENCE_MS 5000
@@ -53,6 +55,7 @@ cutover_applier_abandon(CutoverApplier *applier)
 	MemoryContextReset(applier->block_context);
 	MemoryContextReset(applier->row_context);
 	applier->refreshes = applier->truncates = applier->stops = applier->failures = applier->resolved = NIL;
+	applier->ddl_done = false;
 	applier->values = NULL;
 	applier->lens = NULL;
 	applier->ncols = 0;
@@ -312,45 +315,62 @@ applier_row_change(CutoverApplier *applier, CutoverChange *change, uint64 xid)
 }
 
 /*
+ * Has the operator said that the schema change which new refused is to be left out?
+ */
+static bool
+applier_ddl_skipped(int32 target_id)
+{
+	Oid			types[1] = {INT4OID};
+	Datum		args[1] = {Int32GetDatum(target_id)};
+	bool		skipped;
+
+	SPI_connect();
+	skipped = SPI_execute_with_args("SELECT FROM cutover._apply_error WHERE target_id = $1 AND table_id IS NULL AND attempts < 0",
+									1, types, args, NULL, true, 1) == SPI_OK_SELECT && SPI_processed > 0;
+	SPI_finish();
+	return skipped;
+}
+
+/*
  * A schema change: runs on new here, after what came before it.
  */
 static void
-applier_ddl(CutoverApplier *applier, CutoverChange *change, uint64 xid)
+applier_ddl(CutoverApplier *applier, CutoverChange *change)
 {
 	MemoryContext old;
+	CutoverEndpoint *ep = applier->session->ep;
+	int			timeout;
 
-	if (applier->ddl_xid == xid)
-	{
-		SPI_connect();
-		if (SPI_execute("SELECT FROM cutover._apply_error WHERE table_id IS NULL", true, 1) == SPI_OK_SELECT &&
-			SPI_processed == 0)
-			applier->ddl_xid = xid + 1; /* skipped by the operator */
-		SPI_finish();
-		if (applier->ddl_xid != xid)
-			return;
-	}
+	applier->ddl_done = true;
+	if (applier_ddl_skipped(applier->window->target_id))
+		return;
 	cutover_applier_flush(applier);
 	cutover_applier_begin(applier);
-	cutover_endpoint_sync(applier->session->ep);
+	cutover_endpoint_sync(ep);
 	old = CurrentMemoryContext;
+	/* a rewrite may rightly be silent for hours */
+	timeout = cutover_endpoint_set_timeout(ep, 0);
 	PG_TRY();
 	{
-		(void) cutover_endpoint_exec(applier->session->ep, change->text);
+		(void) cutover_endpoint_exec(ep, change->text);
 	}
 	PG_CATCH();
 	{
 		ErrorData  *error;
 
+		cutover_endpoint_set_timeout(ep, timeout);
 		MemoryContextSwitchTo(TopMemoryContext);
 		error = CopyErrorData();
-		applier->ddl_xid = xid;
-		applier->ddl_sqlstate = error->sqlerrcode;
-		applier->ddl_message = error->message;
+		if (cutover_retry_classify(error->sqlerrcode) == CUTOVER_ERROR_DATA)
+		{
+			applier->ddl_sqlstate = error->sqlerrcode;
+			applier->ddl_message = error->message;
+		}
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
+	cutover_endpoint_set_timeout(ep, timeout);
 	MemoryContextSwitchTo(old);
-	applier->ddl_xid = 0;
 	applier->rebuild = true;
 	cutover_mapping_load(applier->session->ep);
 }
@@ -366,7 +386,7 @@ applier_control(CutoverApplier *applier, CutoverChange *change, uint64 xid)
 	switch (change->kind)
 	{
 		case CUTOVER_CONTROL_DDL:
-			applier_ddl(applier, change, xid);
+			applier_ddl(applier, change);
 			break;
 		case CUTOVER_CONTROL_RESYNC:
 			table = cutover_mapping_table(change->table_id);

@@ -353,11 +353,20 @@ cutover_refresh_save_resolved(CutoverApplier *applier)
 {
 	ListCell   *lc;
 
-	if (applier->resolved == NIL)
+	if (applier->resolved == NIL && !applier->ddl_done)
 		return;
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
+	if (applier->ddl_done)
+	{
+		Datum		args[1] = {Int32GetDatum(applier->window->target_id)};
+		Oid			types[1] = {INT4OID};
+
+		SPI_execute_with_args("DELETE FROM cutover._apply_error WHERE target_id = $1 AND table_id IS NULL",
+							  1, types, args, NULL, false, 0);
+		applier->ddl_done = false;
+	}
 	foreach(lc, applier->resolved)
 	{
 		CutoverRefresh *refresh = lfirst(lc);
