@@ -96,7 +96,7 @@ for my $sql (
 	'UPDATE account SET balance = 1 WHERE id < 100',
 	'DELETE FROM account WHERE id BETWEEN 200 AND 300',
 	'UPDATE account SET id = -id WHERE id BETWEEN 400 AND 500',
-	'UPDATE account a SET id = CASE WHEN a.id = 600 THEN 10600 ELSE 600 END WHERE id IN (600)',
+	'BEGIN; UPDATE account SET id = 0 WHERE id = 600; UPDATE account SET id = 600 WHERE id = 601; UPDATE account SET id = 601 WHERE id = 0; COMMIT',
 	'BEGIN; DELETE FROM account WHERE id = 700; INSERT INTO account (id, owner) VALUES (700, $$again$$); COMMIT',
 	'BEGIN; INSERT INTO account (id, owner) VALUES (6000000, $$a$$); DELETE FROM account WHERE id = 6000000; COMMIT',
 	'BEGIN; INSERT INTO account (id, owner) VALUES (6000001, $$rolled back$$); ROLLBACK',
