@@ -71,6 +71,9 @@ sql_cast_type(const char *type)
 		buf.len = 0, appendStringInfoString(&buf, "\"bit\"");
 	else if (strncmp(buf.data, "interval ", 9) == 0)
 		buf.len = 0, appendStringInfoString(&buf, "interval");
+	/* from text there is a cast of its own, which does not know "-"; from bpchar the type's input is used */
+	else if (strcmp(buf.data, "regclass") == 0 && *suffix == '\0')
+		buf.len = 0, appendStringInfoString(&buf, "bpchar::regclass");
 	appendStringInfoString(&buf, suffix);
 	return buf.data;
 }
