@@ -3,13 +3,13 @@
 #
 # Two throw-away servers in a temporary folder, sockets only; everything is
 # gone when this ends.  Settings, by environment:
-#   SCALE=200000   orders in the shop      RATE=150    transactions a second
+#   SCALE=200000   orders in the shop      RATE=300    transactions a second
 #   CLIENTS=4      of the application      PACE=0      seconds to read each chapter
 # Ends with a status other than zero if anything is not as it should be.
 set -eu
 cd "$(dirname "$0")"
 
-: "${SCALE:=200000}" "${RATE:=150}" "${CLIENTS:=4}" "${PACE:=0}"
+: "${SCALE:=200000}" "${RATE:=300}" "${CLIENTS:=4}" "${PACE:=0}"
 bindir=${CUTOVER_PREFIX:-}$("${PG_CONFIG:-pg_config}" --bindir)
 export PATH=$bindir:$PATH LC_ALL=C.UTF-8 PGCLIENTENCODING=UTF8 PGUSER=postgres
 unset PGHOST PGPORT PGDATABASE PGSERVICE PGOPTIONS PGAPPNAME
@@ -52,7 +52,7 @@ wrong=0
 old() { psql -XqAt -v ON_ERROR_STOP=1 -h "$work/old" -d shop "$@"; }
 new() { psql -XqAt -v ON_ERROR_STOP=1 -h "$work/new" -d shop "$@"; }
 # what the demo shows it does: the statement, then its answer
-ask() { shown "shop=# $1"; psql -XqAt -v ON_ERROR_STOP=1 -h "$work/old" -d shop -c "$1" | indent; }
+ask() { shown "shop=# $1"; psql -XqAt -v ON_ERROR_STOP=1 -h "$work/old" -d shop -c "$1" | sed '/^$/d' | indent; }
 table() { psql -Xq -v ON_ERROR_STOP=1 -P footer=off -P null='-' -h "$work/old" -d shop -c "$1" | sed '/^$/d' | indent; }
 
 server() {
@@ -218,11 +218,13 @@ shown "shop=# SELECT cutover_add_tables()"
 good "$(old -c 'SELECT count(*) FROM cutover_add_tables()') tables are under migration"
 echo
 say "What could go wrong later is found now:"
-ask_preflight="SELECT level, count(*) AS findings FROM cutover_preflight() GROUP BY level ORDER BY level"
-shown "shop=# SELECT … FROM cutover_preflight()"
-table "$ask_preflight"
-table "SELECT level, check_name, coalesce(object, '') AS object, left(message, 80) AS message FROM cutover_preflight() WHERE level <> 'ok' ORDER BY level, check_name LIMIT 8"
-[ "$(old -c "SELECT count(*) FROM cutover_preflight() WHERE level = 'error'")" = 0 ] || die "preflight has errors"
+shown "shop=# SELECT * FROM cutover_preflight()"
+old -c "SELECT level, check_name, coalesce(object, ''), message FROM cutover_preflight()" > preflight
+grep -v '^ok|' preflight | while IFS='|' read -r level check object message; do
+	say "$level  $check, $object: $message" | fold -s -w 110 | sed '2,$s/^/            /'
+done
+good "$(grep -c '^ok|' preflight) checks without a finding, $(grep -c '^warning|' preflight) warnings, $(grep -c '^error|' preflight) errors"
+! grep -q '^error|' preflight || die "preflight has errors"
 
 chapter "Copy"
 say "Every table is read in parts while it is written to. What changes meanwhile is captured in the same"
@@ -242,7 +244,7 @@ stop new immediate
 say "new is down…"
 drawn=0
 for i in 1 2 3 4 5; do
-	draw "   $(old -c "SELECT queued_changes || ' changes wait in the queue; ' || coalesce(waiting_for, 'no reason given') FROM cutover.status" | cut -c1-110)"
+	draw "   $(old -c "SELECT queued_changes || ' changes wait in the queue; ' || split_part(coalesce(waiting_for, ''), E'\n', 1) FROM cutover.status" | cut -c1-110)"
 	sleep 1
 done
 start new
@@ -280,6 +282,8 @@ cmp -s schema.old schema.new && good "indexes, constraints and triggers are the 
 
 echo
 if [ "$wrong" = 0 ]; then
+	say "What comes next in a real move stands in docs/operations.md, \"Moving over\"."
+	echo
 	echo "${bold}${green}All as it should be.${off}"
 else
 	echo "${bold}${red}Something is not as it should be, see above.${off}"
