@@ -90,6 +90,9 @@ REGRESS = \
 	install \
 	interface \
 	preflight \
+	run \
+	table \
+	target \
 	views
 
 # sql/isolation/specs/<name>.spec with sql/isolation/expected/<name>.out

@@ -60,6 +60,24 @@ expression_error_context(void *arg)
 	errcontext("expression for %s of table \"%s\"", source->what, source->relname);
 }
 
+/*
+ * Raise what the parser raised, with what ours have too: where, and what to do.
+ */
+static void
+expression_rethrow(ExpressionSource *source, MemoryContext context)
+{
+	ErrorData  *error;
+
+	MemoryContextSwitchTo(context);
+	error = CopyErrorData();
+	FlushErrorState();
+	if (error->detail == NULL)
+		error->detail = psprintf("It is in the expression for %s of table \"%s\".", source->what, source->relname);
+	if (error->hint == NULL)
+		error->hint = pstrdup("Give one expression over the columns of the table, such as upper(code).");
+	ReThrowError(error);
+}
+
 static void
 expression_refuse(const char *detail)
 {
@@ -188,8 +206,9 @@ cutover_compile_expression(PG_FUNCTION_ARGS)
 	char	   *typename = PG_ARGISNULL(2) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(2));
 	ExpressionSource source;
 	ErrorContextCallback callback;
+	MemoryContext context = CurrentMemoryContext;
 	Relation	rel;
-	Node	   *expr;
+	Node	   *volatile expr = NULL;
 	int			level = NewGUCNestLevel();
 
 	source.text = text_to_cstring(PG_GETARG_TEXT_PP(1));
@@ -204,7 +223,15 @@ cutover_compile_expression(PG_FUNCTION_ARGS)
 	callback.arg = &source;
 	callback.previous = error_context_stack;
 	error_context_stack = &callback;
-	expr = expression_compile(rel, source.text, typename);
+	PG_TRY();
+	{
+		expr = expression_compile(rel, source.text, typename);
+	}
+	PG_CATCH();
+	{
+		expression_rethrow(&source, context);
+	}
+	PG_END_TRY();
 	error_context_stack = callback.previous;
 
 	AtEOXact_GUC(true, level);

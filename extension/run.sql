@@ -55,9 +55,12 @@ DECLARE
 	v_target cutover._target;
 BEGIN
 	SELECT * INTO v_target FROM cutover._target t WHERE t.target_id = _check_started.target_id;
-	IF NOT FOUND OR v_target.desired NOT IN ('running', 'paused') THEN
+	IF NOT FOUND THEN
+		RAISE EXCEPTION 'the target is gone' USING ERRCODE = '42704',
+			DETAIL = 'It was dropped or cancelled a moment ago.', HINT = 'See cutover.status for the targets there are.';
+	ELSIF v_target.desired NOT IN ('running', 'paused') THEN
 		RAISE EXCEPTION 'target "%" is not started', v_target.target USING ERRCODE = '55000',
-			DETAIL = format('Its state is %s.', coalesce(v_target.desired, 'gone')),
+			DETAIL = format('Its state is %s.', v_target.desired),
 			HINT = 'Start it with cutover_start().';
 	ELSIF NOT EXISTS (SELECT FROM cutover._marker m WHERE m.target_id = _check_started.target_id AND m.direction = 'forward') THEN
 		RAISE EXCEPTION 'the start of target "%" was interrupted', v_target.target USING ERRCODE = '55000',

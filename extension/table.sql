@@ -108,7 +108,11 @@ BEGIN
 	IF new_table IS NULL THEN
 		RETURN;
 	END IF;
-	v_parts := CASE WHEN btrim(new_table) = '' THEN '{}' ELSE parse_ident(new_table) END;
+	BEGIN
+		v_parts := parse_ident(new_table);
+	EXCEPTION WHEN invalid_parameter_value THEN
+		v_parts := '{}';
+	END;
 	IF cardinality(v_parts) NOT IN (1, 2) OR EXISTS (SELECT FROM unnest(v_parts) p WHERE p = '' OR octet_length(p) > 63) THEN
 		RAISE EXCEPTION 'new_table "%" is not the name of a table', new_table USING ERRCODE = '22023',
 			DETAIL = format('It should name the table on new that takes the rows of %s.', old_table),
@@ -485,8 +489,8 @@ DECLARE
 BEGIN
 	SELECT t.target_id INTO v_id FROM cutover._table t WHERE t.old_table = _table_target.old_table;
 	IF NOT FOUND OR v_id <> v_wanted THEN
-		RAISE EXCEPTION 'table % is not under migration%', old_table, CASE WHEN target IS NOT NULL THEN format(' to target "%s"', target) END
-			USING ERRCODE = '42704',
+		RAISE EXCEPTION 'table % is not under migration%', old_table,
+			CASE WHEN target IS NULL THEN '' ELSE format(' to target "%s"', target) END USING ERRCODE = '42704',
 			DETAIL = CASE WHEN v_id IS NULL THEN 'No target has it.' ELSE format('It belongs to target "%s".',
 				(SELECT g.target FROM cutover._target g WHERE g.target_id = v_id)) END,
 			HINT = 'See cutover.tables for those that are; add it with cutover_add_table().';

@@ -424,7 +424,9 @@ DECLARE
 BEGIN
 	SELECT t.server INTO STRICT v_server FROM cutover._target t WHERE t.target_id = _forget_target_rows.target_id;
 	PERFORM cutover._drop_queue(target_id);
-	DELETE FROM cutover._layout l USING cutover._table t WHERE t.table_id = l.table_id AND t.target_id = _forget_target_rows.target_id;
+	-- of tables removed before, nobody knows whose they were
+	DELETE FROM cutover._layout l WHERE l.table_id IN (SELECT t.table_id FROM cutover._table t WHERE t.target_id = _forget_target_rows.target_id)
+		OR NOT EXISTS (SELECT FROM cutover._target t WHERE t.target_id <> _forget_target_rows.target_id);
 	DELETE FROM cutover._apply_error e WHERE e.target_id = _forget_target_rows.target_id;
 	DELETE FROM cutover._marker m WHERE m.target_id = _forget_target_rows.target_id;
 	DELETE FROM cutover._table t WHERE t.target_id = _forget_target_rows.target_id;

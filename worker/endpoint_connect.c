@@ -397,6 +397,8 @@ cutover_endpoint_close(CutoverEndpoint *ep)
 static void
 endpoint_exit(int code, Datum arg)
 {
+	/* these would be closed a second time when the transaction is rolled back */
+	cutover_endpoint_xact_close();
 	while (!dlist_is_empty(&endpoint_all))
 		cutover_endpoint_close(dlist_container(CutoverEndpoint, node, dlist_head_node(&endpoint_all)));
 }

@@ -95,4 +95,7 @@ extern void cutover_endpoint_forget_statements(CutoverEndpoint *ep);
 extern void cutover_endpoint_cancel(CutoverEndpoint *ep);
 extern char *cutover_endpoint_error_text(PGconn *conn);
 
+/* endpoint_xact.c */
+extern void cutover_endpoint_xact_close(void);
+
 #endif							/* CUTOVER_ENDPOINT_PRIVATE_H */

@@ -31,7 +31,6 @@ static void xact_set_level(EndpointXact *x, int level);
 static void xact_callback(XactEvent event, void *arg);
 static void xact_sub_callback(SubXactEvent event, SubTransactionId id, SubTransactionId parent, void *arg);
 static void xact_roll_back_to(EndpointXact *x);
-static void xact_close_all(void);
 
 /*
  * The connection to a server for the rest of the local transaction.
@@ -116,7 +115,7 @@ xact_callback(XactEvent event, void *arg)
 			break;
 		case XACT_EVENT_COMMIT:
 		case XACT_EVENT_ABORT:
-			xact_close_all();
+			cutover_endpoint_xact_close();
 			break;
 		default:
 			break;
@@ -167,8 +166,8 @@ xact_roll_back_to(EndpointXact *x)
 /*
  * Forget all connections; new rolls back what is not committed.
  */
-static void
-xact_close_all(void)
+void
+cutover_endpoint_xact_close(void)
 {
 	while (xact_endpoints != NIL)
 	{
