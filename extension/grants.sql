@@ -32,6 +32,7 @@ GRANT EXECUTE ON FUNCTION
 	cutover._capture_enabled(int),
 	cutover._open_writers(int, interval),
 	cutover._sessions(),
+	cutover._unseen_replicator(),
 	cutover._table_name(oid),
 	cutover._bar(numeric)
 TO cutover_admin, pg_monitor;

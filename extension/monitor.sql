@@ -126,6 +126,16 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION cutover._sessions() IS 'client sessions of this database, without what they run';
 
+-- Where the server had no shared memory left for us, a replicator that runs can
+-- still be seen, but not what it does.
+CREATE FUNCTION cutover._unseen_replicator() RETURNS int
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT min(a.pid) FROM pg_stat_activity a
+	WHERE a.datname = current_database() AND a.backend_type = 'cutover replicator'
+		AND NOT EXISTS (SELECT FROM cutover._worker_stats() s WHERE s.pid = a.pid)
+$$;
+COMMENT ON FUNCTION cutover._unseen_replicator() IS 'a replicator of this database that is not known from shared memory';
+
 -- A table's name as it may be typed whatever the search_path.
 CREATE FUNCTION cutover._table_name(relid oid) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -142,7 +152,7 @@ COMMENT ON FUNCTION cutover._bar(numeric) IS 'a share as 24 characters';
 
 -- Each target with everything that is said of it in more than one view.
 CREATE VIEW cutover._state AS
-SELECT t.*, s.pid, s.applied_changes, s.changes_per_s, s.retries, s.waiting_for, s.last_error, s.last_error_at,
+SELECT t.*, coalesce(s.pid, CASE WHEN t.desired = 'running' THEN cutover._unseen_replicator() END) AS pid, s.applied_changes, s.changes_per_s, s.retries, s.waiting_for, s.last_error, s.last_error_at,
 	b.tables, b.not_synced, b.resync_needed, b.capture_off,
 	cutover._is_this_cluster(t.system_identifier) AS ours,
 	CASE

@@ -71,6 +71,7 @@ bool
 cutover_shmem_attach(void)
 {
 	bool		found;
+	uint32		holdoff;
 	MemoryContext context = CurrentMemoryContext;
 
 	if (shared != NULL)
@@ -79,6 +80,7 @@ cutover_shmem_attach(void)
 		return false;
 
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	holdoff = InterruptHoldoffCount;
 	PG_TRY();
 	{
 		shared = ShmemInitStruct("cutover", sizeof(CutoverShared), &found);
@@ -88,6 +90,8 @@ cutover_shmem_attach(void)
 		/* the allowance is used up: everything still works, by polling */
 		MemoryContextSwitchTo(context);
 		FlushErrorState();
+		/* the error reset what the lock still held will count down */
+		InterruptHoldoffCount = holdoff;
 		shared = NULL;
 		attach_failed = true;
 	}
