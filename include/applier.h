@@ -20,6 +20,7 @@ typedef struct CutoverApplier
 	MemoryContext block_context;
 	MemoryContext row_context;
 	bool		remote_open;	/* BEGIN was sent */
+	bool		lease_held;		/* that transaction has the lease's row locked */
 	bool		had_partial;	/* UPDATEs that may have missed their row */
 	bool		rebuild;		/* end the step at the next boundary: a schema change ran */
 	List	   *refreshes;		/* CutoverRefresh */

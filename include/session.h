@@ -46,6 +46,9 @@ extern void cutover_session_close(CutoverSession *session);
 /* Renew the lease if due; raises 55006 if it was lost. */
 extern void cutover_session_renew(CutoverSession *session);
 
+/* Queue a renewal as part of the transaction under way. */
+extern void cutover_session_queue_lease(CutoverSession *session);
+
 /* Queue the statement that records progress; the session remembers it after cutover_session_confirm. */
 extern void cutover_session_queue_progress(CutoverSession *session, const CutoverProgress *progress);
 extern void cutover_session_confirm(CutoverSession *session, const CutoverProgress *progress);

@@ -65,12 +65,35 @@ cutover_applier_abandon(CutoverApplier *applier)
 	applier->last_xid = 0;
 }
 
+/*
+ * Begin on new.  Where foreign keys are enforced there, those that may wait do
+ * so; in replay none does, so that a failure shows at its row.
+ */
 void
 cutover_applier_begin(CutoverApplier *applier)
 {
-	if (!applier->remote_open)
-		cutover_endpoint_queue(applier->session->ep, "BEGIN", 0, NULL, false);
+	CutoverEndpoint *ep = applier->session->ep;
+
+	if (applier->remote_open)
+		return;
+	cutover_endpoint_queue(ep, "BEGIN", 0, NULL, false);
+	if (!cutover_endpoint_is_replica(ep))
+		cutover_endpoint_queue(ep, applier->replay ? "SET CONSTRAINTS ALL IMMEDIATE" : "SET CONSTRAINTS ALL DEFERRED",
+							   0, NULL, false);
 	applier->remote_open = true;
+	applier->lease_held = false;
+}
+
+/*
+ * Keep the lease while a transaction on new takes long: the row stays locked to
+ * its end, when the lease is renewed once more.
+ */
+static void
+applier_hold_lease(CutoverApplier *applier)
+{
+	if (!applier->lease_held)
+		cutover_session_queue_lease(applier->session);
+	applier->lease_held = true;
 }
 
 void
@@ -132,10 +155,12 @@ cutover_applier_emit(CutoverApplier *applier, CutoverLayout *layout, HeapTuple i
 			cutover_refresh_add(applier, layout, image, false, false);
 		return;
 	}
-	/* a unique value may still sit in a row that a later change takes it from */
+	/* a unique value may still sit in a row that a later change takes it from; a parent may come later */
 	if (table->nkeys > 0 &&
 		(error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION || error->sqlerrcode == ERRCODE_EXCLUSION_VIOLATION))
 		cutover_refresh_add(applier, layout, image, true, true);
+	else if (table->nkeys > 0 && error->sqlerrcode == ERRCODE_FOREIGN_KEY_VIOLATION)
+		cutover_refresh_add(applier, layout, image, true, false);
 	else
 		cutover_refresh_fail(applier, table->table_id, cutover_rowmap_key_json(layout, image),
 							 error->sqlerrcode, error->message);
@@ -156,7 +181,10 @@ applier_wait_for_chunks(CutoverApplier *applier, CutoverTable *table)
 		PopActiveSnapshot();
 		CommitTransactionCommand();
 		if (!applier->remote_open)
+		{
+			cutover_session_renew(applier->session);
 			(void) cutover_copier_tick(applier->window->target_id, applier->session->ep);
+		}
 		else if (waited > CHUNK_PATIENCE_MS)
 			/* its copier may be dead and only the main loop can send another */
 			ereport(ERROR,
@@ -346,6 +374,7 @@ applier_ddl(CutoverApplier *applier, CutoverChange *change)
 		return;
 	cutover_applier_flush(applier);
 	cutover_applier_begin(applier);
+	applier_hold_lease(applier);
 	cutover_endpoint_sync(ep);
 	old = CurrentMemoryContext;
 	/* a rewrite may rightly be silent for hours */
@@ -434,6 +463,8 @@ static void
 applier_relieve(CutoverApplier *applier)
 {
 	cutover_applier_flush(applier);
+	if (applier->remote_open)
+		applier_hold_lease(applier);
 	PopActiveSnapshot();
 	CommitTransactionCommand();
 	StartTransactionCommand();
@@ -489,6 +520,8 @@ applier_commit(CutoverApplier *applier, bool finished)
 		progress.done_xid = applier->last_xid;
 	}
 	cutover_applier_begin(applier);
+	if (applier->lease_held)
+		cutover_session_queue_lease(session);
 	cutover_session_queue_progress(session, &progress);
 	cutover_endpoint_queue(session->ep, "COMMIT", 0, NULL, false);
 	cutover_endpoint_sync(session->ep);

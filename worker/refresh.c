@@ -8,8 +8,10 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_operator.h"
 #include "common/md5.h"
 #include "executor/spi.h"
 #include "executor/tuptable.h"
@@ -21,6 +23,8 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/typcache.h"
 
 #include "applier.h"
 
@@ -81,6 +85,25 @@ cutover_refresh_add(CutoverApplier *applier, CutoverLayout *layout, HeapTuple im
 }
 
 /*
+ * The equality operator of a type, qualified: it may live in any schema.
+ */
+static char *
+refresh_equals(Oid type)
+{
+	TypeCacheEntry *entry = lookup_type_cache(type, TYPECACHE_EQ_OPR);
+	HeapTuple	tup = SearchSysCache1(OPEROID, ObjectIdGetDatum(entry->eq_opr));
+	Form_pg_operator op;
+	char	   *result;
+
+	if (!HeapTupleIsValid(tup))
+		elog(ERROR, "type %u has no equality operator", type);
+	op = (Form_pg_operator) GETSTRUCT(tup);
+	result = psprintf("OPERATOR(%s.%s)", quote_identifier(get_namespace_name(op->oprnamespace)), NameStr(op->oprname));
+	ReleaseSysCache(tup);
+	return result;
+}
+
+/*
  * Read a row of old by its key into the table's slot.  False: there is none.
  */
 static bool
@@ -101,7 +124,8 @@ refresh_read(CutoverTable *table, CutoverRefresh *refresh)
 
 		types[k] = att->atttypid;
 		nulls[k] = refresh->isnull[k] ? 'n' : ' ';
-		appendStringInfo(&sql, "%s%s = $%d", k > 0 ? " AND " : "", quote_identifier(NameStr(att->attname)), k + 1);
+		appendStringInfo(&sql, "%s%s %s $%d", k > 0 ? " AND " : "", quote_identifier(NameStr(att->attname)),
+						 refresh_equals(att->atttypid), k + 1);
 	}
 	SPI_connect();
 	if (SPI_execute_with_args(sql.data, table->nkeys, types, refresh->key, nulls, true, 1) != SPI_OK_SELECT)

@@ -153,6 +153,20 @@ cutover_session_renew(CutoverSession *session)
 				 errdetail("Another instance took it over.")));
 }
 
+void
+cutover_session_queue_lease(CutoverSession *session)
+{
+	char		lease[16];
+	CutoverParam params[3] = {{session->migration_id}, {cutover_shmem_instance()}, {lease}};
+
+	snprintf(lease, sizeof(lease), "%d", cutover_guc_lease_time);
+	cutover_endpoint_queue(session->ep,
+						   "UPDATE cutover.migration SET lease_until ="
+						   " pg_catalog.clock_timestamp() + $3::int * interval '1 second'"
+						   " WHERE migration_id = $1::uuid AND instance = $2::text", 3, params, false);
+	session->lease_renewed = GetCurrentTimestamp();
+}
+
 /*
  * Queue the statement that records progress.  Dividing by the number of rows
  * makes it fail where the instance is no longer the one that may write.
