@@ -19,6 +19,7 @@ typedef struct CutoverColumn
 	bool		is_key;
 	bool		identity_always;	/* may be inserted (OVERRIDING SYSTEM VALUE), never updated */
 	bool		notnull;
+	bool		inexact;		/* equal values may differ in their bytes: a key that is found may still have to be set */
 	char	   *equals;			/* key columns: operator to compare with, "OPERATOR(schema.=)"; NULL: = of pg_catalog will do */
 } CutoverColumn;
 

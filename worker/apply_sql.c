@@ -160,7 +160,7 @@ sql_assignments(StringInfo buf, const CutoverApplyTable *table, const Bitmapset 
 		const CutoverColumn *col = &table->cols[i];
 		const char *name = quote_identifier(col->name);
 
-		if (!sql_uses(absent, i) || col->is_key || col->identity_always)
+		if (!sql_uses(absent, i) || (col->is_key && !(excluded && col->inexact)) || col->identity_always)
 			continue;
 		if (excluded)
 			appendStringInfo(buf, "%s%s = excluded.%s", any ? ", " : "", name, name);

@@ -135,7 +135,19 @@ mapping_fetch_new(CutoverTable *table, CutoverEndpoint *ep, List *mapped)
 	rows = cutover_endpoint_exec_params(ep,
 										"SELECT a.attname,"
 										" pg_catalog.format_type(a.atttypid, a.atttypmod),"
-										" a.attidentity = 'a', a.attgenerated <> '', a.attnotnull"
+										" a.attidentity = 'a', a.attgenerated <> '', a.attnotnull,"
+	/* types of which equal values have equal bytes */
+										" a.atttypid NOT IN (16, 17, 20, 21, 23, 26, 1082, 1083, 1114, 1184, 2950)"
+										" AND (a.atttypid NOT IN (25, 1043) OR EXISTS (SELECT FROM pg_catalog.pg_collation l"
+										"  WHERE l.oid = a.attcollation AND NOT l.collisdeterministic)),"
+	/* equality of a type that came later than PostgreSQL itself */
+										" (SELECT 'OPERATOR(' || pg_catalog.quote_ident(s.nspname) || '.' || o.oprname || ')'"
+										"  FROM pg_catalog.pg_opclass oc JOIN pg_catalog.pg_am am ON am.oid = oc.opcmethod AND am.amname = 'btree'"
+										"  JOIN pg_catalog.pg_amop ao ON ao.amopfamily = oc.opcfamily AND ao.amopstrategy = 3"
+										"   AND ao.amoplefttype = oc.opcintype AND ao.amoprighttype = oc.opcintype"
+										"  JOIN pg_catalog.pg_operator o ON o.oid = ao.amopopr"
+										"  JOIN pg_catalog.pg_namespace s ON s.oid = o.oprnamespace"
+										"  WHERE oc.opcdefault AND oc.opcintype = a.atttypid AND a.atttypid >= 16384)"
 										" FROM pg_catalog.pg_attribute a"
 										" JOIN pg_catalog.pg_class c ON c.oid = a.attrelid"
 										" JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
@@ -162,6 +174,8 @@ mapping_fetch_new(CutoverTable *table, CutoverEndpoint *ep, List *mapped)
 		col->type = CUTOVER_CELL(rows, i, 1);
 		col->identity_always = CUTOVER_CELL(rows, i, 2)[0] == 't';
 		col->notnull = CUTOVER_CELL(rows, i, 4)[0] == 't';
+		col->inexact = CUTOVER_CELL(rows, i, 5)[0] == 't';
+		col->equals = CUTOVER_CELL(rows, i, 6);
 		n++;
 	}
 	table->apply.ncols = n;
