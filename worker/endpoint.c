@@ -24,6 +24,7 @@ typedef struct EndpointOutcome
 	PGresult   *failed;
 } EndpointOutcome;
 
+static void endpoint_push_failed(CutoverEndpoint *ep) pg_attribute_noreturn();
 static void endpoint_drain(CutoverEndpoint *ep, EndpointOutcome *outcome);
 static CutoverRows *endpoint_collect_from(CutoverEndpoint *ep, const char *sql, EndpointOutcome *outcome);
 static CutoverRows *endpoint_run(CutoverEndpoint *ep, const char *sql, int sent);
@@ -148,20 +149,41 @@ cutover_endpoint_push(CutoverEndpoint *ep, bool all)
 	{
 		int			rc = PQflush(ep->conn);
 
+		/* a socket that always takes what we have never makes us wait */
+		CHECK_FOR_INTERRUPTS();
+		/* libpq throws away what it can't send any more, and calls that success */
+		if (PQstatus(ep->conn) == CONNECTION_BAD)
+			endpoint_push_failed(ep);
 		if (rc == 0)
 		{
 			ep->unsent = 0;
 			return;
 		}
-		/* trouble shows when the result is fetched: new may have said why */
-		if (rc < 0 || !PQconsumeInput(ep->conn))
-			return;
+		if (!PQconsumeInput(ep->conn))
+			endpoint_push_failed(ep);
 		if (PQpipelineStatus(ep->conn) != PQ_PIPELINE_OFF)
 			cutover_endpoint_take_results(ep, false);
 		if (!all && ep->unsent < ENDPOINT_UNSENT_LIMIT)
 			return;
 		cutover_endpoint_wait_socket(ep, true);
 	}
+}
+
+/*
+ * The connection is gone; raise what new said last, if it did.
+ */
+static void
+endpoint_push_failed(CutoverEndpoint *ep)
+{
+	ep->broken = true;
+	if (PQpipelineStatus(ep->conn) != PQ_PIPELINE_OFF)
+		cutover_endpoint_take_results(ep, true);
+	else if (ep->copying)
+	{
+		ep->copying = false;
+		(void) cutover_endpoint_collect(ep, "COPY");
+	}
+	cutover_endpoint_raise_lost(ep, NULL);
 }
 
 /*

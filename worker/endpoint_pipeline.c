@@ -229,7 +229,11 @@ cutover_endpoint_take_results(CutoverEndpoint *ep, bool wait)
 			continue;
 		}
 		if (PQstatus(ep->conn) == CONNECTION_BAD)
+		{
+			ep->broken = true;
+			pipeline_raise_failed(ep);	/* new's last words, if it had any */
 			cutover_endpoint_raise_lost(ep, NULL);
+		}
 		/* NULL ends a command, but not a sync, which has a result of its own kind */
 		if (RING_AT(ep, 0)->kind != ENDPOINT_SYNC)
 			pipeline_pop(ep);
