@@ -315,6 +315,16 @@ chunk_read_columns(CutoverEndpoint *ep, ChunkJob *job, ChunkColumns *cols)
 				 errhint("Give it the columns of the table on old, or name them with cutover_add_table().")));
 }
 
+/*
+ * Who removes the table has locked it, and our chunk's row, and then waits on
+ * new for our transaction there: give way.
+ */
+static void
+chunk_limit_lock_waits(void)
+{
+	(void) set_config_option("lock_timeout", "1s", PGC_SUSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+}
+
 /* ---- reading old ---- */
 
 /*
@@ -393,6 +403,7 @@ chunk_send(CutoverEndpoint *ep, ChunkJob *job, MemoryContext mcxt)
 	cutover_local_begin();
 	XactIsoLevel = XACT_REPEATABLE_READ;
 	XactReadOnly = true;
+	chunk_limit_lock_waits();
 	if (!chunk_lock_tables(job))
 	{
 		cutover_local_commit(false);
@@ -443,8 +454,7 @@ chunk_commit_remote(CutoverEndpoint *ep, ChunkJob *job, MemoryContext mcxt)
 									 " AND chunk_no = $3", 5, args)->affected != 1)
 		elog(ERROR, "the row of chunk %d of table %d is gone", job->chunk_no, job->table_id);
 	cutover_local_begin();
-	/* who removes the table locks the row and then waits for our transaction on new */
-	(void) set_config_option("lock_timeout", "1s", PGC_SUSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+	chunk_limit_lock_waits();
 	n = cutover_local_run("UPDATE cutover._chunk SET rows = $4, bytes = $5 WHERE table_id = $1 AND chunk_no = $2"
 						  " AND generation = $3 AND state = 'copying'", 5, types, values, NULL);
 	cutover_local_commit(true);
