@@ -87,6 +87,12 @@ SQL_PARTS = \
 
 # sql/<name>.sql with expected/<name>.out, in this order
 REGRESS = \
+	capture_ddl \
+	capture_image \
+	capture_order \
+	capture_partition \
+	capture_policy \
+	capture_rows \
 	install \
 	interface \
 	preflight \

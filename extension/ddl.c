@@ -10,6 +10,7 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/relation.h"
+#include "catalog/index.h"
 #include "catalog/namespace.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_class.h"
@@ -264,6 +265,9 @@ ddl_object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId,
 		next_object_access_hook(access, classId, objectId, subId, arg);
 	if (access != OAT_DROP || classId != RelationRelationId || subId != 0 || nmembers == 0)
 		return;
+	/* of a TOAST table, its index goes first */
+	if (get_rel_relkind(objectId) == RELKIND_INDEX)
+		objectId = IndexGetRelation(objectId, true);
 	for (int i = 0; i < nmembers; i++)
 	{
 		Relation	rel;
