@@ -20,6 +20,7 @@
 #include "utils/tuplestore.h"
 
 #include "compat.h"
+#include "launcher.h"
 #include "shmem.h"
 
 #define WORKER_STATS_COLS 11
@@ -29,6 +30,7 @@ typedef struct MonitorTarget
 	int32		target_id;
 	bool		readable;		/* the reader may see row values of every table */
 	bool		secretive;		/* a table that the reader may not see waits for something */
+	bool		running;		/* a replicator should live */
 } MonitorTarget;
 
 static const char monitor_hidden[] = "shown to those who may read every table of the target";
@@ -65,7 +67,8 @@ monitor_read_targets(Oid reader, int *ntargets)
 
 	SPI_connect();
 	if (SPI_execute_with_args("SELECT t.target_id, coalesce(bool_and(cutover._may_read($1, b.old_table)), true),"
-							  " coalesce(bool_or(b.phase_reason IS NOT NULL AND NOT cutover._may_read($1, b.old_table)), false)"
+							  " coalesce(bool_or(b.phase_reason IS NOT NULL AND NOT cutover._may_read($1, b.old_table)), false),"
+							  " t.desired = 'running' AND cutover._is_this_cluster(t.system_identifier)"
 							  " FROM cutover._target t LEFT JOIN cutover._table b USING (target_id)"
 							  " GROUP BY t.target_id ORDER BY t.target_id",
 							  1, types, args, NULL, true, 0) != SPI_OK_SELECT)
@@ -82,6 +85,7 @@ monitor_read_targets(Oid reader, int *ntargets)
 		targets[i].target_id = DatumGetInt32(SPI_getbinval(row, desc, 1, &isnull));
 		targets[i].readable = DatumGetBool(SPI_getbinval(row, desc, 2, &isnull));
 		targets[i].secretive = DatumGetBool(SPI_getbinval(row, desc, 3, &isnull));
+		targets[i].running = DatumGetBool(SPI_getbinval(row, desc, 4, &isnull));
 	}
 	SPI_finish();
 	return targets;
@@ -151,6 +155,10 @@ cutover_worker_stats(PG_FUNCTION_ARGS)
 	for (int i = 0; i < ntargets; i++)
 	{
 		CutoverSlot *slot = cutover_shmem_slot(targets[i].target_id, false);
+
+		/* who looks first after a restart brings the worker back; without a free slot the view says what to do */
+		if (targets[i].running && (slot == NULL || slot->pid == 0))
+			(void) cutover_launcher_start_replicator(targets[i].target_id);
 
 		if (slot != NULL)
 			monitor_put_slot((ReturnSetInfo *) fcinfo->resultinfo, slot, &targets[i]);

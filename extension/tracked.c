@@ -11,6 +11,7 @@
 #include "access/genam.h"
 #include "access/relation.h"
 #include "access/table.h"
+#include "access/xlog.h"
 #include "catalog/namespace.h"
 #include "catalog/partition.h"
 #include "catalog/pg_type.h"
@@ -208,6 +209,9 @@ tracked_visit_target(Relation rel, HeapTuple tuple, void *arg)
 	desired = TextDatumGetCString(cutover_tracked_attr(tuple, desc, "desired", &isnull));
 	target->running = strcmp(desired, "running") == 0;
 	target->active = target->running || strcmp(desired, "paused") == 0;
+	/* a copy of the cluster captures, so that it may be adopted, but has no worker */
+	if ((uint64) DatumGetInt64(cutover_tracked_attr(tuple, desc, "system_identifier", &isnull)) != GetSystemIdentifier())
+		target->running = false;
 	target->segment = DatumGetInt32(cutover_tracked_attr(tuple, desc, "write_segment", &isnull));
 	pfree(desired);
 	return false;

@@ -63,7 +63,7 @@ worker_wanted(void)
 	if (worker_args.number >= cutover_guc_copy_jobs)
 		return false;
 	cutover_local_begin();
-	if (cutover_local_run("SELECT server FROM cutover._target WHERE target_id = $1 AND desired = 'running' AND NOT rewound",
+	if (cutover_local_run("SELECT server FROM cutover._target WHERE target_id = $1 AND desired = 'running'",
 						  1, types, args, NULL) == 1)
 	{
 		wanted = true;

@@ -52,26 +52,76 @@ rotate_value(CutoverSession *session, const char *sql)
 }
 
 /*
+ * Size of a segment, as capture counts it for cutover.queue_limit.
+ */
+static int64
+rotate_bytes(CutoverSession *session, int segment)
+{
+	Relation	rel = RelationIdGetRelation(rotate_segment(session, segment));
+	int64		bytes;
+	Oid			toast;
+
+	if (!RelationIsValid(rel))
+		elog(ERROR, "queue segment %d of target %d is missing", segment, session->target_id);
+	bytes = (int64) RelationGetNumberOfBlocks(rel) * BLCKSZ;
+	toast = rel->rd_rel->reltoastrelid;
+	RelationClose(rel);
+	if (OidIsValid(toast))
+	{
+		rel = RelationIdGetRelation(toast);
+		bytes += (int64) RelationGetNumberOfBlocks(rel) * BLCKSZ;
+		RelationClose(rel);
+	}
+	return bytes;
+}
+
+/*
  * Which segment is written, if it is time for the next; else -1.
  */
 static int
 rotate_due(CutoverSession *session)
 {
 	int			segment = pg_strtoint32(rotate_value(session, "SELECT write_segment FROM cutover._target WHERE target_id = $1"));
-	Oid			relid = rotate_segment(session, segment);
-	Relation	rel = RelationIdGetRelation(relid);
-	int64		bytes;
+	int64		bytes = rotate_bytes(session, segment);
+	int64		limit = (int64) cutover_guc_queue_limit * 1024 * 1024;
 	char	   *old;
 
-	if (!RelationIsValid(rel))
-		elog(ERROR, "queue segment %d of target %d is missing", segment, session->target_id);
-	bytes = (int64) RelationGetNumberOfBlocks(rel) * BLCKSZ;
-	RelationClose(rel);
 	if (bytes >= (int64) cutover_guc_queue_segment_size * 1024 * 1024)
+		return segment;
+	/* three segments must fit below the limit; at the limit nothing is written that would fill this one */
+	if (limit > 0 &&
+		(bytes >= limit / 4 ||
+		 bytes + rotate_bytes(session, (segment + 1) % 3) + rotate_bytes(session, (segment + 2) % 3) >= limit / 4 * 3))
 		return segment;
 	old = rotate_value(session, "SELECT rotated_at < pg_catalog.clock_timestamp() - interval '" ROTATE_MAX_AGE "'"
 					   " FROM cutover._target WHERE target_id = $1");
 	return bytes >= ROTATE_MIN_BYTES && old[0] == 't' ? segment : -1;
+}
+
+/*
+ * Does a segment hold anything that new did not have when the present segment
+ * was begun?
+ */
+static bool
+rotate_is_needed(CutoverSession *session, int segment)
+{
+	char	   *snapshot;
+	char	   *sql;
+	bool		needed;
+
+	snapshot = rotate_value(session, "SELECT rotated_snapshot FROM cutover._rotation WHERE target_id = $1");
+	if (snapshot == NULL)
+		sql = psprintf("SELECT 1 FROM cutover._queue_%d_%d WHERE $1 IS NOT NULL LIMIT 1", session->target_id, segment);
+	else
+		sql = psprintf("SELECT 1 FROM cutover._queue_%d_%d"
+					   " WHERE (xid >= pg_catalog.pg_snapshot_xmax(%s::pg_snapshot)"
+					   " OR xid = ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip(%s::pg_snapshot)))) AND $1 IS NOT NULL LIMIT 1",
+					   session->target_id, segment, quote_literal_cstr(snapshot), quote_literal_cstr(snapshot));
+	/* the lock may have been given up by a commit that an older snapshot does not see */
+	PushActiveSnapshot(GetLatestSnapshot());
+	needed = rotate_value(session, sql) != NULL;
+	PopActiveSnapshot();
+	return needed;
 }
 
 /*
@@ -80,21 +130,9 @@ rotate_due(CutoverSession *session)
 static bool
 rotate_empty(CutoverSession *session, int segment)
 {
-	Oid			relid = rotate_segment(session, segment);
-	char	   *snapshot;
-	char	   *sql;
-
-	snapshot = rotate_value(session, "SELECT rotated_snapshot FROM cutover._rotation WHERE target_id = $1");
-	if (!ConditionalLockRelationOid(relid, AccessExclusiveLock))
+	if (!ConditionalLockRelationOid(rotate_segment(session, segment), AccessExclusiveLock))
 		return false;
-	if (snapshot == NULL)
-		return rotate_value(session, psprintf("SELECT 1 FROM cutover._queue_%d_%d WHERE $1 IS NOT NULL LIMIT 1",
-											  session->target_id, segment)) == NULL;
-	sql = psprintf("SELECT 1 FROM cutover._queue_%d_%d"
-				   " WHERE (xid >= pg_catalog.pg_snapshot_xmax(%s::pg_snapshot)"
-				   " OR xid = ANY (ARRAY(SELECT pg_catalog.pg_snapshot_xip(%s::pg_snapshot)))) AND $1 IS NOT NULL LIMIT 1",
-				   session->target_id, segment, quote_literal_cstr(snapshot), quote_literal_cstr(snapshot));
-	if (rotate_value(session, sql) != NULL)
+	if (rotate_is_needed(session, segment))
 		return false;
 	if (SPI_execute(psprintf("TRUNCATE cutover._queue_%d_%d", session->target_id, segment), false, 0) != SPI_OK_UTILITY)
 		elog(ERROR, "could not empty a queue segment");

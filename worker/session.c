@@ -231,10 +231,11 @@ cutover_session_mark(CutoverSession *session, int64 k, const char *snapshot)
 }
 
 /*
- * True if new and old disagree on what was applied.
+ * True if new and old disagree on what was applied; the last number that
+ * either of them has used.
  */
 static bool
-session_disagrees(CutoverSession *session, const char **why)
+session_disagrees(CutoverSession *session, const char **why, int64 *last_k)
 {
 	Datum		args[1] = {Int32GetDatum(session->target_id)};
 	Oid			types[1] = {INT4OID};
@@ -262,6 +263,7 @@ session_disagrees(CutoverSession *session, const char **why)
 		*why = "old went on differently after losing transactions that new already has";
 	else if (session->progress.k < truncated_k)
 		*why = "new lost more than the queue on old still holds";
+	*last_k = Max(session->progress.k, Max(k, truncated_k));
 	SPI_finish();
 	return *why != NULL;
 }
@@ -273,11 +275,12 @@ bool
 cutover_session_reconcile(CutoverSession *session)
 {
 	const char *why;
+	int64		last_k;
 	CutoverProgress fresh;
 	Datum		args[2];
 	Oid			types[2] = {INT4OID, TEXTOID};
 
-	if (!session_disagrees(session, &why))
+	if (!session_disagrees(session, &why, &last_k))
 		return false;
 
 	ereport(LOG,
@@ -294,7 +297,8 @@ cutover_session_reconcile(CutoverSession *session)
 						  " FROM cutover._target WHERE target_id = $1", 2, types, args, NULL, false, 0);
 	SPI_execute("SELECT pg_catalog.pg_current_snapshot()::text", true, 1);
 	fresh.snapshot = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
-	fresh.k = session->progress.k + 1;
+	/* a number that neither side has used: else they would disagree again */
+	fresh.k = last_k + 1;
 	fresh.window_snapshot = NULL;
 	fresh.done_lsn = 0;
 	fresh.done_xid = 0;
