@@ -7,6 +7,10 @@
  */
 #include "postgres.h"
 
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "access/xact.h"
 #include "commands/defrem.h"
 #include "foreign/foreign.h"
@@ -350,6 +354,43 @@ cutover_endpoint_set_timeout(CutoverEndpoint *ep, int seconds)
 	return former;
 }
 
+#ifndef LIBPQ_HAS_ASYNC_CANCEL
+/*
+ * PQcancel waits without limit for a server that takes the connection and then
+ * does not answer, and nothing interrupts it.  It may be called from a signal
+ * handler, so it may be called in a fresh child, whose time is limited.
+ */
+static void
+endpoint_cancel_in_child(CutoverEndpoint *ep)
+{
+	PGcancel   *cancel = PQgetCancel(ep->conn);
+	sigset_t	blocked;
+	sigset_t	saved;
+	char		errbuf[256];
+	pid_t		child;
+
+	if (cancel == NULL)
+		return;
+	/* the child must not act on what the postmaster sends to all of us */
+	sigfillset(&blocked);
+	sigprocmask(SIG_SETMASK, &blocked, &saved);
+	child = fork();
+	if (child == 0)
+	{
+		signal(SIGALRM, SIG_DFL);
+		sigdelset(&blocked, SIGALRM);
+		sigprocmask(SIG_SETMASK, &blocked, NULL);
+		alarm(ENDPOINT_CANCEL_TIMEOUT);
+		(void) PQcancel(cancel, errbuf, sizeof(errbuf));
+		_exit(0);
+	}
+	sigprocmask(SIG_SETMASK, &saved, NULL);
+	while (child > 0 && waitpid(child, NULL, 0) < 0 && errno == EINTR)
+		;
+	PQfreeCancel(cancel);
+}
+#endif
+
 /*
  * Ask new to stop what it does for us.  Waits for the request to be delivered,
  * at most as long as clean-up may take where libpq lets us.
@@ -362,16 +403,7 @@ cutover_endpoint_cancel(CutoverEndpoint *ep)
 #ifdef LIBPQ_HAS_ASYNC_CANCEL
 	(void) libpqsrv_cancel(ep->conn, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ENDPOINT_CLEANUP_TIMEOUT * 1000));
 #else
-	{
-		PGcancel   *cancel = PQgetCancel(ep->conn);
-		char		errbuf[256];
-
-		if (cancel)
-		{
-			(void) PQcancel(cancel, errbuf, sizeof(errbuf));
-			PQfreeCancel(cancel);
-		}
-	}
+	endpoint_cancel_in_child(ep);
 #endif
 }
 

@@ -18,6 +18,9 @@
 /* Seconds that clean-up after an error may take. */
 #define ENDPOINT_CLEANUP_TIMEOUT 10
 
+/* Seconds that the delivery of a request to cancel may take. */
+#define ENDPOINT_CANCEL_TIMEOUT 5
+
 /* A statement prepared on new; key of the hash is a hash of its text. */
 typedef struct EndpointStatement
 {

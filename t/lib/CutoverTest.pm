@@ -26,13 +26,14 @@ use Test::More;
 use Time::HiRes qw(time usleep);
 
 use CutoverTest::Load;
+use CutoverTest::Proxy;
 
 our @EXPORT = qw(
   cutover_node cutover_pair cutover_add_target cutover_copy_schema
   cutover_poll cutover_wait_synced cutover_wait_phase cutover_wait cutover_state
   cutover_digest cutover_rows cutover_same_rows cutover_same_tables cutover_dump_schema
   cutover_error cutover_error_is
-  cutover_worker_pids cutover_signal_worker cutover_crash
+  cutover_worker_pids cutover_signal_worker cutover_crash cutover_freeze cutover_thaw
   cutover_load
 );
 
@@ -140,13 +141,14 @@ sub cutover_dump_file
 	return;
 }
 
-# %opt: name, db, new_db, user (on new)
+# %opt: name, db, new_db, user (on new); or conninfo
 sub cutover_add_target
 {
 	my ($old, $new, %opt) = @_;
 	my $name = $opt{name} // 'new';
 	my $conninfo = $new->connstr($opt{new_db} // 'postgres');
 	$conninfo .= " user=$opt{user}" if $opt{user};
+	$conninfo = $opt{conninfo} if $opt{conninfo};
 	$conninfo =~ s/'/''/g;
 
 	$old->safe_psql($opt{db} // 'postgres',
@@ -369,6 +371,31 @@ sub cutover_crash
 			return $rc == 0 && $out eq 't';
 		});
 	return $hit;
+}
+
+# SIGSTOP a whole server: it takes connections and answers nothing.  Returns
+# the processes, for cutover_thaw.
+sub cutover_freeze
+{
+	my ($node) = @_;
+	my $postmaster = (split /\n/, slurp_file($node->data_dir . '/postmaster.pid'))[0];
+	my @pids = ($postmaster);
+
+	kill 'STOP', $postmaster;
+	# no child is born any more
+	for my $stat (glob '/proc/[0-9]*/stat')
+	{
+		open my $file, '<', $stat or next;
+		my $line = <$file> // next;
+		push @pids, $1 if $line =~ /^(\d+) \(.*\) \S (\d+) / && $2 == $postmaster;
+	}
+	kill 'STOP', @pids;
+	return @pids;
+}
+
+sub cutover_thaw
+{
+	return kill 'CONT', @_;
 }
 
 # ---------------------------------------------------------------------------
