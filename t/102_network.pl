@@ -158,7 +158,7 @@ for my $fault ([ sub { $proxy->down }, sub { $proxy->up } ], [ sub { $proxy->sta
 	cutover_poll('another chunk', sub { $old->safe_psql('postgres', $chunks) > $done }, node => $old);
 	$fail->();
 	cutover_poll('error noticed', sub {
-		$old->safe_psql('postgres', q{SELECT count(*) FROM cutover.status WHERE last_error_at > now() - interval '10 s'}) eq '1' }, node => $old);
+		$old->safe_psql('postgres', q{SELECT count(*) FROM cutover.status WHERE waiting_for ~ 'connection|answer|connect'}) eq '1' }, node => $old);
 	$mend->();
 }
 set_conf('cutover.copy_max_rate = 0');
