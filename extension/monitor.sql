@@ -187,6 +187,7 @@ SELECT s.target, s.state, s.mode, s.epoch, s.write_ratio, s.read_ratio, s.shadow
 	0::bigint AS divergences,
 	CASE
 		WHEN s.state = 'finished' THEN NULL
+		WHEN pg_is_in_recovery() THEN 'this server is a standby: replication runs on its primary, and is seen there'
 		WHEN NOT s.ours THEN
 			'cutover_adopt(): this cluster is a copy of the one that the migration belongs to, and does nothing on new'
 		WHEN s.state = 'idle' AND s.tables = 0 THEN 'cutover_add_table(): no table is under migration'

@@ -59,7 +59,9 @@ SELECT json_build_object(
 		'collation_version', to_jsonb(d)->>'datcollversion',
 		'database', d.datname, 'role', r.rolname, 'super', r.rolsuper, 'bypass_rls', r.rolsuper OR r.rolbypassrls,
 		'may_create', has_database_privilege(d.oid, 'CREATE'),
-		'has_migration', to_regclass('cutover.migration') IS NOT NULL,
+		'ours', (SELECT json_object_agg(c.relname, has_schema_privilege(n.oid, 'USAGE')
+				AND NOT EXISTS (SELECT FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) p WHERE NOT has_table_privilege(c.oid, p)))
+			FROM pg_namespace n JOIN pg_class c ON c.relnamespace = n.oid AND c.relkind = 'r' WHERE n.nspname = 'cutover'),
 		'may_replica', r.rolsuper OR {may_replica},
 		'plpgsql', EXISTS (SELECT FROM pg_language WHERE lanname = 'plpgsql'),
 		'has_extension', EXISTS (SELECT FROM pg_extension WHERE extname = 'cutover'),
@@ -79,6 +81,9 @@ SELECT json_build_object(
 			WHERE NOT has_table_privilege(r.oid, p)),
 		'usage', has_schema_privilege(r.nspname, 'USAGE'),
 		'rules', (SELECT json_agg(w.rulename) FROM pg_rewrite w WHERE w.ev_class = r.oid AND w.ev_type <> '1' AND w.is_instead),
+		'partition_key', CASE WHEN r.relkind = 'p' THEN pg_get_partkeydef(r.oid) END,
+		'bounds', CASE WHEN r.relkind = 'p' THEN ARRAY(SELECT pg_get_expr(pc.relpartbound, pc.oid)
+			FROM pg_inherits i JOIN pg_class pc ON pc.oid = i.inhrelid WHERE i.inhparent = r.oid) END,
 		'foreign_parts', CASE WHEN r.relkind = 'p' THEN (SELECT json_agg(p.relid::regclass::text)
 			FROM pg_partition_tree(r.oid) p JOIN pg_class pc ON pc.oid = p.relid AND pc.relkind = 'f') END,
 		'unlogged_parts', CASE WHEN r.relkind = 'p' THEN (SELECT json_agg(p.relid::regclass::text)
@@ -131,11 +136,11 @@ COMMENT ON FUNCTION cutover._preflight_catalog_sql(int) IS 'the query that descr
 -- Parts of a document as rows.
 CREATE FUNCTION cutover._preflight_doc_tables(doc jsonb)
 RETURNS TABLE (t int, name text, kind text, persistence text, rls boolean, rls_forced boolean, owner boolean,
-	owner_name text, lacks text[], usage boolean, rules jsonb, foreign_parts jsonb, unlogged_parts jsonb)
+	owner_name text, lacks text[], usage boolean, rules jsonb, partition_key text, bounds text[], foreign_parts jsonb, unlogged_parts jsonb)
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 	SELECT * FROM jsonb_to_recordset(doc->'tables') AS x (t int, name text, kind text, persistence text, rls boolean,
-		rls_forced boolean, owner boolean, owner_name text, lacks text[], usage boolean, rules jsonb, foreign_parts jsonb,
-		unlogged_parts jsonb)
+		rls_forced boolean, owner boolean, owner_name text, lacks text[], usage boolean, rules jsonb, partition_key text,
+		bounds text[], foreign_parts jsonb, unlogged_parts jsonb)
 $$;
 CREATE FUNCTION cutover._preflight_doc_columns(doc jsonb)
 RETURNS TABLE (t int, attnum int, name text, display text, not_null boolean, has_default boolean, identity text,
@@ -267,7 +272,7 @@ BEGIN
 			'ORDER BY, range conditions and range partitions over text may differ on new.')::cutover._finding;
 	END IF;
 
-	IF new_doc->>'migration' IS NULL THEN
+	IF n->'ours'->'migration' IS NULL THEN
 		-- schema cutover of new was dropped, or the address leads elsewhere
 		RETURN NEXT ('error', 'new_database', object, 'new does not have what cutover_add_target() creates there',
 			'Check the address; if it is right, drop the target and add it again.')::cutover._finding;
@@ -275,6 +280,9 @@ BEGIN
 			RETURN NEXT ('error', 'new_privileges', object, format('role %I may not create objects in the database', n->>'role'),
 				format('On new: GRANT CREATE ON DATABASE %I TO %I;', n->>'database', n->>'role'))::cutover._finding;
 		END IF;
+	ELSIF 'false' IN (SELECT value FROM jsonb_each_text(n->'ours')) THEN
+		RETURN NEXT ('error', 'new_privileges', 'schema cutover on new', format('role %I may not read and write all tables of schema cutover', n->>'role'),
+			format('On new: GRANT ALL ON SCHEMA cutover TO %1$I; GRANT ALL ON ALL TABLES IN SCHEMA cutover TO %1$I;', n->>'role'))::cutover._finding;
 	ELSIF (new_doc->>'migration')::uuid <> (SELECT t.migration_id FROM cutover._target t WHERE t.target_id = $1) THEN
 		RETURN NEXT ('error', 'new_database', object, 'new is owned by another migration',
 			'Check the address: cutover_set_target(); or end the other migration there: SELECT cutover.abandon();')::cutover._finding;
@@ -376,7 +384,7 @@ BEGIN
 	SELECT (r->>'doc')::jsonb INTO STRICT doc
 	FROM cutover._remote(v_server, cutover._preflight_catalog_sql(v_version),
 		cutover._preflight_wanted($1, true), cutover._preflight_sequences($1), '[]') r;
-	IF (doc->'server'->>'has_migration')::boolean AND NOT (doc->'server'->>'has_extension')::boolean THEN
+	IF (doc->'server'->'ours'->>'migration')::boolean AND NOT (doc->'server'->>'has_extension')::boolean THEN
 		SELECT doc || r INTO doc FROM cutover._remote(v_server, 'SELECT migration_id AS migration FROM cutover.migration') r;
 	END IF;
 	RETURN doc;
@@ -385,8 +393,12 @@ $$;
 COMMENT ON FUNCTION cutover._preflight_new_doc(int) IS 'preflight: describes the tables of new';
 
 -- All findings of a target.  copy: the tables of new are going to be filled.
+-- Expressions and bounds of both sides are compared as text, so they are written
+-- as our connections to new write them.
 CREATE FUNCTION cutover._preflight(target_id int, copy boolean DEFAULT true) RETURNS SETOF cutover._finding
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp
+SET datestyle = 'ISO, YMD' SET intervalstyle = postgres SET timezone = 'UTC' SET extra_float_digits = 3 SET bytea_output = hex
+AS $$
 DECLARE
 	old_doc jsonb;
 	new_doc jsonb;
@@ -474,6 +486,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 		('new_connections', true, 'new has enough free connections'),
 		('new_table', true, 'every table exists on new'),
 		('new_storage', true, 'all tables on new are logged'),
+		('partitions', true, 'every row has a partition on new to go to'),
 		('rules', true, 'no rule on new takes writes away'),
 		('row_security', true, 'row security on new does not hide rows'),
 		('triggers', true, 'no trigger on new fires when we write'),

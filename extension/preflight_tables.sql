@@ -78,6 +78,18 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 		format('On new: ALTER TABLE %s SET LOGGED;', n.name)
 	FROM n WHERE n.persistence <> 'p' AND n.kind IN ('r', 'p')
 	UNION ALL
+	-- partitions: none at all, or not the same, and no default that takes the rest
+	SELECT 'error', 'partitions', n.name, 'the table has no partition on new: rows have nowhere to go', 'Create the partitions there first.'
+	FROM n WHERE n.kind = 'p' AND n.bounds = '{}'
+	UNION ALL
+	SELECT 'warning', 'partitions', n.name,
+		CASE WHEN n.partition_key IS DISTINCT FROM o.partition_key THEN format('new is partitioned by %s and has no default partition: rows outside its partitions are rejected', n.partition_key)
+			ELSE format('new lacks partitions of old, and a default partition: %s', (SELECT string_agg(b, ', ') FROM unnest(o.bounds) b WHERE b <> ALL (n.bounds))) END,
+		format('Create them, or on new: CREATE TABLE ... PARTITION OF %s DEFAULT;', n.name)
+	FROM n JOIN cutover._preflight_doc_tables(old_doc) o USING (t)
+	WHERE n.kind = 'p' AND n.bounds <> '{}' AND NOT 'DEFAULT' = ANY (n.bounds) AND n.partition_key NOT LIKE 'HASH %'
+		AND NOT (n.partition_key IS NOT DISTINCT FROM o.partition_key AND o.bounds <@ n.bounds)
+	UNION ALL
 	SELECT 'error', 'rules', n.name, format('rules on new take writes away: %s', (SELECT string_agg(r, ', ') FROM jsonb_array_elements_text(n.rules) r)),
 		'Drop them on new, or use a trigger instead.'
 	FROM n WHERE jsonb_typeof(n.rules) = 'array'
@@ -371,7 +383,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 			coalesce(bool_or(i."unique" AND i.same), false) AS deferrable,
 			coalesce(bool_or(i.starts), false) AS helpful
 		FROM key LEFT JOIN LATERAL (
-			SELECT x."unique", x.immediate,
+			-- a unique constraint WITHOUT OVERLAPS is an exclusion constraint
+			SELECT x."unique" AND NOT x.exclusion AS "unique", x.immediate,
 				ARRAY(SELECT unnest(x.columns) ORDER BY 1) = key.columns AS same,
 				x.columns[1] = ANY (key.columns) AS starts
 			FROM cutover._preflight_doc_indexes(new_doc) x WHERE x.t = key.t AND x.valid AND x.plain) i ON true

@@ -87,6 +87,13 @@ CREATE TABLE ruled (id int PRIMARY KEY);
 CREATE TABLE fleeting (id serial PRIMARY KEY);
 CREATE TABLE outer_one (id int PRIMARY KEY, seen int REFERENCES seen);
 ALTER TABLE seen ADD outer_one int REFERENCES outer_one;
+CREATE TABLE parts_less (id int, day date, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+CREATE TABLE parts_less_1 PARTITION OF parts_less FOR VALUES FROM ('2026-01-01') TO ('2026-02-01');
+CREATE TABLE parts_less_2 PARTITION OF parts_less FOR VALUES FROM ('2026-02-01') TO ('2026-03-01');
+CREATE TABLE parts_none (LIKE parts_less INCLUDING INDEXES);
+CREATE TABLE parts_other (LIKE parts_less INCLUDING INDEXES) PARTITION BY LIST (day);
+CREATE TABLE parts_fine (LIKE parts_less INCLUDING INDEXES) PARTITION BY LIST (id);
+CREATE TABLE parts_fine_1 PARTITION OF parts_fine FOR VALUES IN (1);
 \c regress_cutover_new
 CREATE VIEW seen AS SELECT 1 AS id, 2 AS outer_one;
 CREATE TABLE full_up (id int PRIMARY KEY);
@@ -102,17 +109,32 @@ CREATE TRIGGER ordinary BEFORE INSERT ON full_up FOR EACH ROW EXECUTE FUNCTION n
 CREATE TRIGGER always BEFORE INSERT ON full_up FOR EACH ROW EXECUTE FUNCTION noop();
 ALTER TABLE full_up ENABLE ALWAYS TRIGGER always;
 ALTER TABLE ruled ENABLE ROW LEVEL SECURITY;
+CREATE TABLE parts_less (id int, day date, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+CREATE TABLE parts_less_1 PARTITION OF parts_less FOR VALUES FROM ('2026-01-01') TO ('2026-02-01');
+CREATE TABLE parts_none (LIKE parts_less INCLUDING INDEXES) PARTITION BY LIST (id);
+CREATE TABLE parts_other (LIKE parts_less INCLUDING INDEXES) PARTITION BY LIST (id);
+CREATE TABLE parts_other_1 PARTITION OF parts_other FOR VALUES IN (1, 2);
+CREATE TABLE parts_fine (LIKE parts_less INCLUDING INDEXES) PARTITION BY LIST (id);
+CREATE TABLE parts_fine_1 PARTITION OF parts_fine DEFAULT;
 \c regress_cutover_old
 \set SHOW_CONTEXT never
 SELECT cutover_remove_table(t) FROM unnest('{cols, keyless, key_wrong, key_slow, key_late, tight, mapped, fits, child, parts}'::regclass[]) t;
 SELECT cutover_add_table('absent'), cutover_add_table('seen'), cutover_add_table('full_up', row_filter => 'id > 10'), cutover_add_table('ruled'),
-	cutover_add_table('fleeting');
+	cutover_add_table('fleeting'), cutover_add_table('parts_less'), cutover_add_table('parts_none'), cutover_add_table('parts_other'),
+	cutover_add_table('parts_fine');
 SELECT level, check_name, object, message, hint FROM cutover_preflight()
 WHERE level <> 'ok' AND check_name NOT IN ('queue_limit', 'shared_preload_libraries');
 -- rows may be there if nothing is going to be copied
 SELECT level, check_name, object FROM cutover._preflight(cutover._target_id(NULL), false) WHERE check_name = 'not_empty';
 
 -- another role on new
+SELECT cutover_remove_table(t) FROM unnest('{parts_less, parts_none, parts_other, parts_fine}'::regclass[]) t;
+\c regress_cutover_new
+REVOKE ALL ON SCHEMA cutover FROM regress_cutover_app;
+\c regress_cutover_old
+SELECT server FROM cutover._target \gset
+ALTER USER MAPPING FOR CURRENT_USER SERVER :server OPTIONS (SET user 'regress_cutover_app');
+SELECT level, check_name, object, message FROM cutover_preflight() WHERE check_name IN ('new_database', 'connection', 'new_privileges') AND object NOT LIKE 'public.%';
 \c regress_cutover_new
 GRANT ALL ON SCHEMA cutover TO regress_cutover_app;
 GRANT ALL ON ALL TABLES IN SCHEMA cutover TO regress_cutover_app;
