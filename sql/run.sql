@@ -15,6 +15,16 @@ CREATE INDEX child_parent ON child (parent);
 INSERT INTO parent SELECT i, 'p' || i FROM generate_series(1, 100) i;
 INSERT INTO child SELECT i, i FROM generate_series(1, 100) i;
 
+CREATE PROCEDURE await_synced() LANGUAGE plpgsql AS $$
+BEGIN
+	FOR i IN 1..6000 LOOP
+		EXIT WHEN NOT EXISTS (SELECT FROM cutover.tables WHERE phase <> 'synced');
+		COMMIT;
+		PERFORM pg_sleep(0.01);
+	END LOOP;
+END
+$$;
+
 -- nothing to start
 SELECT cutover_add_target('x', :'address');
 SELECT cutover_start();
@@ -89,6 +99,7 @@ RESET default_transaction_read_only;
 SELECT cutover_start();
 \echo :SQLSTATE
 SELECT count(*) FROM (SELECT cutover_wait('2 min')) w;
+CALL await_synced();
 SELECT table_name, phase FROM cutover.tables ORDER BY 1;
 SELECT cutover_drop_target('x');
 \echo :SQLSTATE
@@ -202,6 +213,7 @@ SELECT cutover_add_table('late');
 INSERT INTO late VALUES (2);
 COMMIT;
 SELECT count(*) FROM (SELECT cutover_wait('2 min')) w;
+CALL await_synced();
 SELECT table_name, phase FROM cutover.tables ORDER BY 1;
 BEGIN;
 SELECT cutover_remove_table('late');
