@@ -28,7 +28,7 @@ CREATE FUNCTION cutover._remote_long(server name, sql text, VARIADIC args text[]
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cutover_remote_long';
 
 -- First step of every action: nobody else acts on this target.
-CREATE FUNCTION cutover._begin_action(target_id int) RETURNS cutover._target
+CREATE FUNCTION cutover._begin_action(target_id int, copies_too boolean DEFAULT false) RETURNS cutover._target
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	v_target cutover._target;
@@ -43,6 +43,10 @@ BEGIN
 	IF NOT FOUND THEN
 		RAISE EXCEPTION 'the target is gone' USING ERRCODE = '42704',
 			DETAIL = 'It was dropped or cancelled a moment ago.', HINT = 'See cutover.status for the targets there are.';
+	ELSIF NOT copies_too AND v_target.system_identifier <> (SELECT system_identifier FROM pg_control_system()) THEN
+		RAISE EXCEPTION 'this server is a copy of the one that target "%" belongs to', v_target.target USING ERRCODE = '55000',
+			DETAIL = 'Two servers must not work on one new database.',
+			HINT = 'If it is the real one now, call cutover_adopt(); if not, run DROP EXTENSION cutover CASCADE here.';
 	END IF;
 	RETURN v_target;
 END
@@ -207,6 +211,7 @@ BEGIN
 			HINT = 'Add some with cutover_add_table() or cutover_add_tables().';
 	END IF;
 	PERFORM cutover._check_preflight(target_id, copy);
+	PERFORM cutover._check_owner_of_new(target_id);
 
 	-- from here on changes are captured wherever the triggers are, and no replicator runs
 	UPDATE cutover._target t SET desired = 'paused', started_at = clock_timestamp() WHERE t.target_id = _do_start.target_id;
@@ -587,7 +592,7 @@ COMMENT ON FUNCTION @extschema@.cutover_skip_errors(regclass[], name) IS
 CREATE PROCEDURE cutover._do_adopt(target_id int)
 LANGUAGE plpgsql AS $$
 DECLARE
-	v_target cutover._target := cutover._begin_action(target_id);
+	v_target cutover._target := cutover._begin_action(target_id, true);
 	v_system bigint := (SELECT system_identifier FROM pg_control_system());
 	v_there jsonb;
 BEGIN
@@ -621,7 +626,7 @@ COMMENT ON FUNCTION @extschema@.cutover_adopt(name) IS
 CREATE PROCEDURE cutover._do_cancel(target_id int)
 LANGUAGE plpgsql AS $$
 DECLARE
-	v_target cutover._target := cutover._begin_action(target_id);
+	v_target cutover._target := cutover._begin_action(target_id, true);
 	v_failed oid;
 	v_blockers text;
 	v_done boolean;

@@ -422,13 +422,39 @@ $$;
 COMMENT ON FUNCTION @extschema@.cutover_add_tables(name, regclass[], name) IS
 'Set up: puts all ordinary and partitioned tables of a schema under migration that are not yet';
 
+-- Brings back on new what was taken off a table.
+CREATE FUNCTION cutover._restore_deferred(table_id int) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	v_table cutover._table;
+	v_server name;
+	v_failed jsonb;
+BEGIN
+	SELECT t.* INTO STRICT v_table FROM cutover._table t WHERE t.table_id = _restore_deferred.table_id;
+	SELECT g.server INTO STRICT v_server FROM cutover._target g WHERE g.target_id = v_table.target_id;
+	IF cutover._owner_of_new(v_table.target_id) IN ('copy', 'foreign') THEN
+		RETURN;
+	END IF;
+	PERFORM cutover._check_owner_of_new(v_table.target_id);
+	-- whoever holds it there may wait for us here
+	PERFORM cutover._remote(v_server, 'SET LOCAL lock_timeout = 5000');
+	FOR v_failed IN SELECT r FROM cutover._remote_long(v_server, format('SELECT * FROM cutover.restore_deferred(%s)', table_id)) r LOOP
+		RAISE WARNING '"%" of % could not be brought back on new', v_failed->>'name', v_failed->>'relation'
+			USING DETAIL = v_failed->>'message', HINT = format('Mend the rows and run on new: %s', v_failed->>'definition');
+	END LOOP;
+	PERFORM cutover._remote(v_server, 'SET LOCAL lock_timeout = 0');
+EXCEPTION WHEN connection_exception OR sqlclient_unable_to_establish_sqlconnection OR connection_failure THEN
+	RAISE WARNING 'new cannot be reached: what was taken off table %.% there is not brought back', quote_ident(v_table.new_schema), quote_ident(v_table.new_name)
+		USING DETAIL = SQLERRM, HINT = format('Run there, once it is back: SELECT * FROM cutover.restore_deferred(%s).', table_id);
+END
+$$;
+
 -- Takes one table out, here and on new.
 CREATE FUNCTION cutover._remove_one_table(table_id int) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	v_table cutover._table;
 	v_target cutover._target;
-	v_failed jsonb;
 BEGIN
 	SELECT * INTO STRICT v_table FROM cutover._table t WHERE t.table_id = _remove_one_table.table_id FOR UPDATE;
 	SELECT * INTO STRICT v_target FROM cutover._target t WHERE t.target_id = v_table.target_id FOR SHARE;
@@ -438,25 +464,14 @@ BEGIN
 			HINT = 'Go back with cutover_set_mode(''old_only'') first.';
 	END IF;
 	IF v_target.started_at IS NOT NULL THEN
+		-- first, while nothing is locked here that a copier of this table could wait for
+		PERFORM cutover._restore_deferred(v_table.table_id);
 		PERFORM cutover._enqueue_control(v_target.target_id, v_table.table_id, 'Z', '');
 		PERFORM cutover._remove_capture(v_table.table_id);
+		PERFORM cutover._wake_replicator(v_target.target_id);
 	END IF;
 	PERFORM cutover._log_event('remove_table', jsonb_build_object('table', v_table.old_table::regclass::text), v_target.target_id);
 	DELETE FROM cutover._table t WHERE t.table_id = v_table.table_id;
-	IF v_target.started_at IS NOT NULL THEN
-		BEGIN
-			FOR v_failed IN SELECT r FROM cutover._remote_long(v_target.server,
-				format('SELECT * FROM cutover.restore_deferred(%s)', v_table.table_id)) r
-			LOOP
-				RAISE WARNING '"%" of % could not be brought back on new', v_failed->>'name', v_failed->>'relation'
-					USING DETAIL = v_failed->>'message', HINT = format('Mend the rows and run on new: %s', v_failed->>'definition');
-			END LOOP;
-		EXCEPTION WHEN connection_exception OR sqlclient_unable_to_establish_sqlconnection OR connection_failure THEN
-			RAISE WARNING 'new cannot be reached: what was taken off table %.% there is not brought back', quote_ident(v_table.new_schema), quote_ident(v_table.new_name)
-				USING DETAIL = SQLERRM, HINT = format('Run there, once it is back: SELECT * FROM cutover.restore_deferred(%s).', v_table.table_id);
-		END;
-		PERFORM cutover._wake_replicator(v_target.target_id);
-	END IF;
 END
 $$;
 

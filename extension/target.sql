@@ -383,26 +383,72 @@ $$;
 COMMENT ON FUNCTION @extschema@.cutover_add_shard(name, name, text) IS
 'Set up: adds a further database to a sharded target (not supported yet)';
 
+-- Whose new is: ours, held (another instance of this server is at work there),
+-- foreign (no schema of ours), copy (we are a copy of old: none of our business).
+-- Raises if it can't be reached.
+CREATE FUNCTION cutover._owner_of_new(target_id int) RETURNS text
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	v_target cutover._target;
+	v_there jsonb;
+BEGIN
+	SELECT * INTO STRICT v_target FROM cutover._target t WHERE t.target_id = _owner_of_new.target_id;
+	IF v_target.system_identifier <> (SELECT system_identifier FROM pg_control_system()) THEN
+		RETURN 'copy';
+	END IF;
+	SELECT r INTO v_there FROM cutover._remote(v_target.server,
+		'SELECT pg_catalog.to_regclass(''cutover.migration'') IS NOT NULL AS there') r;
+	IF NOT (v_there->>'there')::boolean THEN
+		RETURN 'foreign';
+	END IF;
+	SELECT r INTO v_there FROM cutover._remote(v_target.server,
+		'SELECT instance IS NOT NULL AND instance <> $2 AND lease_until > pg_catalog.clock_timestamp() AS held
+		FROM cutover.migration WHERE migration_id = $1::uuid', v_target.migration_id::text, cutover._instance()) r;
+	RETURN CASE WHEN v_there IS NULL THEN 'foreign' WHEN (v_there->>'held')::boolean THEN 'held' ELSE 'ours' END;
+END
+$$;
+
+-- This running server, as leases name it.
+CREATE FUNCTION cutover._instance() RETURNS text
+LANGUAGE c VOLATILE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'cutover_instance';
+
+-- Refuses to work on new while another instance does.
+CREATE FUNCTION cutover._check_owner_of_new(target_id int) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	v_owner text := cutover._owner_of_new(target_id);
+BEGIN
+	IF v_owner = 'held' THEN
+		RAISE EXCEPTION 'another instance of this server is at work on new' USING ERRCODE = '55006',
+			DETAIL = 'It holds a lease there and renews it.',
+			HINT = 'After a restart or fail-over wait for cutover.lease_time. If this server is a copy, run DROP EXTENSION cutover CASCADE here.';
+	ELSIF v_owner = 'foreign' THEN
+		RAISE EXCEPTION 'new is not under this migration any more' USING ERRCODE = '55000',
+			DETAIL = 'It holds no progress of it.',
+			HINT = 'Give the migration up here with cutover_cancel().';
+	END IF;
+END
+$$;
+
 -- Takes our schema off new, if it is ours.  Where new can't be reached, says what stays there.
 CREATE FUNCTION cutover._drop_new_side(target_id int) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	v_target cutover._target;
-	v_there jsonb;
+	v_owner text;
 	v_failed jsonb;
 BEGIN
 	SELECT * INTO STRICT v_target FROM cutover._target t WHERE t.target_id = _drop_new_side.target_id;
 	BEGIN
-		SELECT r INTO v_there FROM cutover._remote(v_target.server,
-			'SELECT pg_catalog.to_regclass(''cutover.migration'') IS NOT NULL AS there') r;
-		IF NOT (v_there->>'there')::boolean THEN
+		v_owner := cutover._owner_of_new(target_id);
+		IF v_owner = 'copy' THEN
+			RAISE NOTICE 'new is left alone' USING
+				DETAIL = 'This server is a copy of the one that works on it.';
+		END IF;
+		IF v_owner IN ('copy', 'foreign') THEN
 			RETURN;
 		END IF;
-		SELECT r INTO v_there FROM cutover._remote(v_target.server,
-			'SELECT migration_id FROM cutover.migration WHERE migration_id = $1::uuid', v_target.migration_id::text) r;
-		IF v_there IS NULL THEN
-			RETURN;		-- somebody else's by now
-		END IF;
+		PERFORM cutover._check_owner_of_new(target_id);
 		FOR v_failed IN SELECT r FROM cutover._remote_long(v_target.server, 'SELECT * FROM cutover.restore_deferred()') r LOOP
 			RAISE WARNING '"%" of % could not be brought back on new', v_failed->>'name', v_failed->>'relation'
 				USING DETAIL = v_failed->>'message', HINT = format('Mend the rows and run on new: %s', v_failed->>'definition');

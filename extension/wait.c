@@ -30,6 +30,7 @@ PG_FUNCTION_INFO_V1(cutover_wake_replicator);
 PG_FUNCTION_INFO_V1(cutover_stop_replicator);
 PG_FUNCTION_INFO_V1(cutover_forget_target);
 PG_FUNCTION_INFO_V1(cutover_remote_long);
+PG_FUNCTION_INFO_V1(cutover_instance);
 
 extern Datum cutover_remote(PG_FUNCTION_ARGS);
 
@@ -206,4 +207,13 @@ cutover_remote_long(PG_FUNCTION_ARGS)
 	}
 	PG_END_TRY();
 	return result;
+}
+
+/*
+ * cutover._instance() RETURNS text
+ */
+Datum
+cutover_instance(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_TEXT_P(cstring_to_text(cutover_shmem_instance()));
 }
