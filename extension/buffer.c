@@ -54,6 +54,7 @@ typedef struct ChangeBuffer
 	int32	   *tables;			/* that have changes in this transaction */
 	int			ntables;
 	int			max_tables;
+	int			released;		/* runs from here on were written by a subtransaction that is being released, or -1 */
 	bool		wrote;			/* blocks, in this transaction */
 	CutoverSlot *slot;			/* to wake after commit */
 	struct ChangeBuffer *next;
@@ -73,7 +74,7 @@ static ChangeBuffer *buffers = NULL;
 static ChangeBuffer *reserved = NULL; /* of the change being made */
 static BufferMark *marks = NULL;
 static int32 next_seq = 0;
-static bool spilled = false;	/* sequence numbers must not be used again */
+static int32 written_seq = 0;	/* sequence numbers below are in blocks, and not used again */
 static bool closing = false;	/* what comes now is written at once */
 static bool touched = false;	/* anything to do at the end of the transaction? */
 
@@ -83,13 +84,14 @@ static bool touched = false;	/* anything to do at the end of the transaction? */
 static ChangeBuffer *
 buffer_get(int32 target_id)
 {
-	ChangeBuffer	   *buf;
+	ChangeBuffer *buf;
 
 	for (buf = buffers; buf != NULL; buf = buf->next)
 		if (buf->target_id == target_id)
 			return buf;
 	buf = MemoryContextAllocZero(TopMemoryContext, sizeof(ChangeBuffer));
 	buf->target_id = target_id;
+	buf->released = -1;
 	buf->next = buffers;
 	buffers = buf;
 	return buf;
@@ -168,7 +170,7 @@ buffer_note_table(ChangeBuffer *buf, int32 table_id)
 char *
 cutover_buffer_reserve(int32 target_id, int32 table_id, Size len, bool strict)
 {
-	ChangeBuffer	   *buf = buffers;
+	ChangeBuffer *buf = buffers;
 	BufferRun  *run;
 	SubTransactionId subid = GetCurrentSubTransactionId();
 	char	   *place;
@@ -322,11 +324,23 @@ buffer_find_worker(ChangeBuffer *buf, CutoverTarget *target)
 }
 
 /*
- * Write the runs from first on, and forget them.
+ * Forget the runs from first on.
  */
 static void
-buffer_flush(ChangeBuffer *buf, int first)
+buffer_forget(ChangeBuffer *buf, int first)
 {
+	if (first < buf->nruns)
+		buf->len = buf->runs[first].off;
+	buf->nruns = first;
+}
+
+/*
+ * Write the runs from first on.
+ */
+static void
+buffer_write(ChangeBuffer *buf, int first)
+{
+	const BufferRun *last = &buf->runs[buf->nruns - 1];
 	CutoverTarget *target;
 	MemoryContext cxt;
 	MemoryContext old;
@@ -334,8 +348,6 @@ buffer_flush(ChangeBuffer *buf, int first)
 	int			nblocks;
 	bool		strict;
 
-	if (first >= buf->nruns)
-		return;
 	target = cutover_tracked_target(buf->target_id);
 	if (target->active)
 	{
@@ -347,8 +359,20 @@ buffer_flush(ChangeBuffer *buf, int first)
 		MemoryContextSwitchTo(old);
 		MemoryContextDelete(cxt);
 	}
-	buf->len = buf->runs[first].off;
-	buf->nruns = first;
+	written_seq = Max(written_seq, last->seq + last->n);
+}
+
+/*
+ * Write the runs from first on, and forget them.
+ */
+static void
+buffer_flush(ChangeBuffer *buf, int first)
+{
+	if (first < buf->nruns)
+	{
+		buffer_write(buf, first);
+		buffer_forget(buf, first);
+	}
 }
 
 /*
@@ -370,7 +394,7 @@ buffer_tail(ChangeBuffer *buf, SubTransactionId subid)
 void
 cutover_buffer_done(void)
 {
-	ChangeBuffer	   *buf = reserved;
+	ChangeBuffer *buf = reserved;
 	Size		limit = closing ? 0 : (Size) cutover_guc_spill_size * 1024;
 	int			first;
 
@@ -379,8 +403,51 @@ cutover_buffer_done(void)
 	first = buffer_tail(buf, GetCurrentSubTransactionId());
 	if (first == buf->nruns || buf->len - buf->runs[first].off < Min(limit, BUFFER_SPILL_MIN))
 		return;
-	spilled = true;
 	buffer_flush(buf, first);
+}
+
+/*
+ * A subtransaction is about to be released into its parent.  If there is too
+ * much, write what belongs to the parent or to those released into it before:
+ * where every change is made in a subtransaction of its own, nobody else ever would.  It goes
+ * under the inner transaction id, so it is forgotten only when the release is certain.
+ */
+static void
+buffer_spill_released(SubTransactionId parent)
+{
+	for (ChangeBuffer *buf = buffers; buf != NULL; buf = buf->next)
+	{
+		CutoverTarget *target;
+		int			first;
+
+		buf->released = -1;
+		if (buf->len < (Size) cutover_guc_spill_size * 1024)
+			continue;
+		first = buffer_tail(buf, parent);
+		if (first == buf->nruns || buf->len - buf->runs[first].off < BUFFER_SPILL_MIN)
+			continue;
+		/* what may fail wants a subtransaction around it, which can't be begun here */
+		target = cutover_tracked_target(buf->target_id);
+		if (cutover_guc_capture != CUTOVER_CAPTURE_STRICT && target->active &&
+			(cutover_queue_look(target) != CUTOVER_QUEUE_FINE || !cutover_queue_lock_conditional(target)))
+			continue;
+		buffer_write(buf, first);
+		buf->released = first;
+	}
+}
+
+/*
+ * The subtransaction was released: forget what it wrote.
+ */
+static void
+buffer_released(void)
+{
+	for (ChangeBuffer *buf = buffers; buf != NULL; buf = buf->next)
+	{
+		if (buf->released >= 0)
+			buffer_forget(buf, buf->released);
+		buf->released = -1;
+	}
 }
 
 /*
@@ -389,22 +456,18 @@ cutover_buffer_done(void)
 static void
 buffer_rollback(SubTransactionId subid)
 {
-	int32		seq = 0;
+	int32		seq = written_seq;
 
 	for (ChangeBuffer *buf = buffers; buf != NULL; buf = buf->next)
 	{
 		int			first = buffer_tail(buf, subid);
 
-		if (first < buf->nruns)
-		{
-			buf->len = buf->runs[first].off;
-			buf->nruns = first;
-		}
+		buffer_forget(buf, first);
+		buf->released = -1;
 		if (first > 0)
 			seq = Max(seq, buf->runs[first - 1].seq + buf->runs[first - 1].n);
 	}
-	if (!spilled)
-		next_seq = seq;			/* no gap: savepoints don't make blocks smaller */
+	next_seq = seq;				/* no gap: savepoints don't make blocks smaller */
 	while (marks != NULL && marks->subid >= subid)
 		marks = marks->next;
 }
@@ -436,7 +499,9 @@ buffer_reset(void)
 	}
 	marks = NULL;
 	next_seq = 0;
-	spilled = closing = touched = false;
+	written_seq = 0;
+	closing = touched = false;
+	cutover_queue_trying = false;
 }
 
 /*
@@ -446,7 +511,6 @@ static void
 buffer_close(void)
 {
 	closing = true;
-	spilled = true;
 	for (ChangeBuffer *buf = buffers; buf != NULL; buf = buf->next)
 		buffer_flush(buf, 0);
 	while (marks != NULL)
@@ -511,11 +575,18 @@ buffer_xact_callback(XactEvent event, void *arg)
 static void
 buffer_subxact_callback(SubXactEvent event, SubTransactionId subid, SubTransactionId parent, void *arg)
 {
-	if (event != SUBXACT_EVENT_ABORT_SUB)
-		return;
-	cutover_layout_rollback(subid);
-	if (touched)
-		buffer_rollback(subid);
+	if (cutover_queue_trying)
+		return;					/* the writer's own subtransaction */
+	if (event == SUBXACT_EVENT_ABORT_SUB)
+	{
+		cutover_layout_rollback(subid);
+		if (touched)
+			buffer_rollback(subid);
+	}
+	else if (touched && event == SUBXACT_EVENT_PRE_COMMIT_SUB)
+		buffer_spill_released(parent);
+	else if (touched && event == SUBXACT_EVENT_COMMIT_SUB)
+		buffer_released();
 }
 
 /*

@@ -11,7 +11,10 @@
 #include "commands/sequence.h"
 #include "commands/trigger.h"
 #include "fmgr.h"
+#include "miscadmin.h"
+#include "storage/lock.h"
 #include "storage/proc.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
@@ -399,6 +402,58 @@ capture_truncate(CutoverRelation *entry, Relation rel)
 }
 
 /*
+ * The lock of those who leave changes of a table out.
+ */
+static LOCKTAG
+capture_gap_tag(int32 table_id)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, cutover_tracked_config("_table"), (uint32) table_id, 0);
+	return tag;
+}
+
+/*
+ * Say that this transaction leaves changes of a table out.
+ */
+void
+cutover_capture_lock_gap(int32 table_id)
+{
+	LOCKTAG		tag = capture_gap_tag(table_id);
+
+	(void) LockAcquire(&tag, RowExclusiveLock, false, false);
+	AcceptInvalidationMessages();
+}
+
+/*
+ * Is there no open transaction that did?
+ */
+bool
+cutover_capture_no_gap(int32 table_id)
+{
+	LOCKTAG		tag = capture_gap_tag(table_id);
+
+	if (LockAcquire(&tag, ShareLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
+		return false;
+	LockRelease(&tag, ShareLock, false);
+	return true;
+}
+
+/*
+ * Does the table need a resync anyway?  Known for sure once we hold the lock:
+ * a copy that begins later waits for us.
+ */
+static bool
+capture_left_out(CutoverRelation *entry, Relation rel)
+{
+	if (!entry->marked)
+		return false;
+	cutover_capture_lock_gap(entry->table_id);
+	entry = cutover_tracked_relation(rel);
+	return !entry->active || entry->marked;
+}
+
+/*
  * Changes of a relation that can't, or shall not, be captured now.  True if
  * there is nothing more to do.
  */
@@ -408,8 +463,8 @@ capture_refused(CutoverRelation *entry, TriggerData *data)
 	const char *reason = NULL;
 	HeapTuple	tuple = TRIGGER_FIRED_BY_UPDATE(data->tg_event) ? data->tg_newtuple : data->tg_trigtuple;
 
-	if (entry->marked)
-		return true;			/* the next copy begins after this transaction */
+	if (capture_left_out(entry, data->tg_relation))
+		return true;
 	if (cutover_guc_capture == CUTOVER_CAPTURE_OFF)
 		reason = "changes were made while cutover.capture was off; cutover_resync() copies the table afresh";
 	else if (entry->key_lost)

@@ -23,11 +23,6 @@ CREATE FUNCTION cutover._block_changes(data bytea)
 	RETURNS TABLE (op "char", flags int, layout_id int, old_row text, new_row text, detail text)
 	LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'cutover_block_changes';
 
--- Waits for the end of all transactions that now may write to a table: what they saw of its entry here may be older
--- than the last commit.  To be called between the start of a copy (phase waiting) and its first snapshot.
-CREATE FUNCTION cutover._wait_writers(table_id int) RETURNS void
-	LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'cutover_control_wait_writers';
-
 CREATE TRIGGER invalidate AFTER INSERT OR UPDATE OR DELETE ON cutover._target
 	FOR EACH STATEMENT EXECUTE FUNCTION cutover._invalidate();
 CREATE TRIGGER invalidate AFTER INSERT OR UPDATE OR DELETE ON cutover._table

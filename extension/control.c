@@ -8,7 +8,6 @@
 #include "commands/trigger.h"
 #include "fmgr.h"
 #include "miscadmin.h"
-#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/inval.h"
@@ -25,7 +24,6 @@ PG_FUNCTION_INFO_V1(cutover_control_caller);
 PG_FUNCTION_INFO_V1(cutover_control_enqueue);
 PG_FUNCTION_INFO_V1(cutover_control_invalidate);
 PG_FUNCTION_INFO_V1(cutover_control_refresh);
-PG_FUNCTION_INFO_V1(cutover_control_wait_writers);
 
 /*
  * Put a control entry into the queue.
@@ -162,36 +160,5 @@ cutover_control_refresh(PG_FUNCTION_ARGS)
 		cutover_capture_row(entry, rel, CUTOVER_OP_REFRESH,
 							control_key_tuple(entry, rel, PG_GETARG_JSONB_P(1)));
 	relation_close(rel, NoLock);
-	PG_RETURN_VOID();
-}
-
-/*
- * Visitor of _member: collect a lock tag.
- */
-static bool
-control_visit_member(Relation rel, HeapTuple tuple, void *arg)
-{
-	List	  **tags = arg;
-	LOCKTAG    *tag = palloc(sizeof(LOCKTAG));
-	bool		isnull;
-
-	SET_LOCKTAG_RELATION(*tag, MyDatabaseId,
-						 DatumGetObjectId(cutover_tracked_attr(tuple, RelationGetDescr(rel), "relid", &isnull)));
-	*tags = lappend(*tags, tag);
-	return true;
-}
-
-/*
- * cutover._wait_writers(table_id int)
- */
-Datum
-cutover_control_wait_writers(PG_FUNCTION_ARGS)
-{
-	List	   *tags = NIL;
-
-	cutover_tracked_scan("_member", "_member_table_id_idx", "table_id", INT4OID,
-						 PG_GETARG_DATUM(0), control_visit_member, &tags);
-	if (tags != NIL)
-		WaitForLockersMultiple(tags, ShareLock, false);
 	PG_RETURN_VOID();
 }

@@ -33,6 +33,11 @@ cutover_partition_capture_rows(Relation rel, char op)
 	Snapshot	snapshot;
 	TableScanDesc scan;
 
+	if (entry->active && entry->marked)
+	{
+		cutover_capture_lock_gap(entry->table_id);
+		entry = cutover_tracked_relation(rel);
+	}
 	if (cutover_capture_disabled || !entry->active || entry->marked || entry->key_lost ||
 		!RELKIND_HAS_TABLE_AM(rel->rd_rel->relkind))
 		return;

@@ -32,6 +32,7 @@
 #include "utils/xid8.h"
 
 #include "block.h"
+#include "capture.h"
 #include "compat.h"
 #include "guc.h"
 #include "pack.h"
@@ -45,6 +46,8 @@
 /* Less than this free in the file system: be prepared for failure. */
 #define QUEUE_LOW_SPACE (256 * INT64CONST(1024) * 1024)
 /* Smaller blocks aren't worth compressing. */
+
+bool		cutover_queue_trying = false;
 
 static bool failed_before = false;	/* the last attempt of this backend failed */
 
@@ -199,6 +202,7 @@ cutover_queue_try_write(CutoverTarget *target, const CutoverBlock *blocks, int n
 	ResourceOwner owner = CurrentResourceOwner;
 	volatile bool done = false;
 
+	cutover_queue_trying = true;
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(cxt);
 	PG_TRY();
@@ -215,6 +219,7 @@ cutover_queue_try_write(CutoverTarget *target, const CutoverBlock *blocks, int n
 		error = CopyErrorData();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
+		cutover_queue_trying = false;
 		MemoryContextSwitchTo(cxt);
 		CurrentResourceOwner = owner;
 		/* not failures of ours, but orders */
@@ -225,6 +230,7 @@ cutover_queue_try_write(CutoverTarget *target, const CutoverBlock *blocks, int n
 		FreeErrorData(error);
 	}
 	PG_END_TRY();
+	cutover_queue_trying = false;
 	MemoryContextSwitchTo(cxt);
 	CurrentResourceOwner = owner;
 	return done;
@@ -322,7 +328,11 @@ cutover_queue_mark(int32 target_id, int32 table_id, const char *reason)
 	int32		layout_id = 0;
 	CutoverBlock block;
 
-	if (!OidIsValid(cutover_tracked_config("_table")) || queue_set_resync(table_id, reason, false))
+	if (!OidIsValid(cutover_tracked_config("_table")))
+		return;
+	/* before the look at its phase: it may be marked already, and its copy about to begin */
+	cutover_capture_lock_gap(table_id);
+	if (queue_set_resync(table_id, reason, false))
 		return;
 	p = change = palloc(2 + 4 + 4 + 1 + 4 + len);
 	*p++ = CUTOVER_OP_CONTROL;

@@ -485,7 +485,7 @@ tracked_fill(CutoverRelation *entry, Relation rel)
 		entry->cxt = AllocSetContextCreate(CacheMemoryContext, "cutover relation", ALLOCSET_SMALL_SIZES);
 	else
 		MemoryContextReset(entry->cxt);
-	entry->active = false;
+	entry->active = entry->marked = false;
 	entry->layout_id = 0;
 	entry->nkeys = 0;
 	entry->keys = NULL;

@@ -20,6 +20,14 @@ extern void cutover_capture_control(int32 target_id, int32 table_id, char kind, 
 /* Capture one row as if it was inserted or deleted (op: CUTOVER_OP_INSERT, _DELETE), or its key to be read again (_REFRESH). */
 extern void cutover_capture_row(CutoverRelation *entry, Relation rel, char op, HeapTuple tuple);
 
+/*
+ * Changes of a table that needs a resync anyway, or can't be captured, are left
+ * out, by transactions that hold a lock of this table id to their end.  A copy may begin only when there
+ * are none: what they write may be missing in its snapshot.  Needs a transaction, doesn't wait.
+ */
+extern void cutover_capture_lock_gap(int32 table_id);
+extern bool cutover_capture_no_gap(int32 table_id);
+
 /* Changes of this process are not captured (our own apply). */
 extern bool cutover_capture_disabled;
 

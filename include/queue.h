@@ -30,6 +30,9 @@ extern bool cutover_queue_lock_conditional(CutoverTarget *target);
 /* Write blocks in this order; raises what goes wrong. */
 extern void cutover_queue_write(CutoverTarget *target, const CutoverBlock *blocks, int nblocks);
 
+/* The current subtransaction is that of cutover_queue_try_write(). */
+extern bool cutover_queue_trying;
+
 /* The same in a subtransaction; false with the error's message in the current context if it failed. */
 extern bool cutover_queue_try_write(CutoverTarget *target, const CutoverBlock *blocks, int nblocks, char **message);
 

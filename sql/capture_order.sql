@@ -82,6 +82,21 @@ BEGIN
 END $$;
 SELECT avg(n) > 15 AS blocks_are_full FROM cutover._queue_1_0;
 SELECT count(*), count(DISTINCT seq) AS numbers FROM test.queue();
+-- memory stays bounded where every change is made in a subtransaction of its own: most is written before the end
+BEGIN;
+DO $$
+BEGIN
+	FOR i IN 1..2000 LOOP
+		BEGIN
+			UPDATE big SET v = repeat('r', 300) || i WHERE id = 1 + i % 100;
+			IF i % 10 = 0 THEN RAISE EXCEPTION 'x'; END IF;
+		EXCEPTION WHEN others THEN NULL;
+		END;
+	END LOOP;
+END $$;
+SELECT sum(n) > 1500 AS most FROM cutover._queue_1_0;
+COMMIT;
+SELECT count(*), count(DISTINCT seq) AS numbers FROM test.queue();
 RESET cutover.spill_size;
 -- a layout made in a subtransaction that is rolled back is made again
 BEGIN;

@@ -12,6 +12,7 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
+#include "capture.h"
 #include "chunk_plan.h"
 #include "compat.h"
 #include "copier.h"
@@ -215,6 +216,11 @@ cutover_copier_prepare(int32 target_id, int32 table_id, int32 generation, bool c
 	const char *reason = NULL;
 	bool		changed;
 
+	cutover_local_begin();
+	changed = cutover_capture_no_gap(table_id);
+	cutover_local_commit(false);
+	if (!changed)
+		return false;			/* asked again with the next tick */
 	if (copy)
 	{
 		if (!prepare_read(&table, mcxt))
