@@ -117,7 +117,7 @@ static void
 prepare_empty(PrepareTable *table, CutoverEndpoint *ep)
 {
 	MemoryContext mcxt = CurrentMemoryContext;
-	const char *const only = table->relkind == 'p' ? "" : "ONLY ";
+	const char *volatile only = table->relkind == 'p' ? "" : "ONLY ";
 	volatile bool truncated = true;
 
 	cutover_endpoint_exec(ep, "SAVEPOINT cutover_empty");

@@ -24,7 +24,7 @@ typedef struct EndpointOutcome
 	PGresult   *failed;
 } EndpointOutcome;
 
-static void endpoint_push_failed(CutoverEndpoint *ep) pg_attribute_noreturn();
+CUTOVER_NORETURN static void endpoint_push_failed(CutoverEndpoint *ep);
 static void endpoint_drain(CutoverEndpoint *ep, EndpointOutcome *outcome);
 static CutoverRows *endpoint_collect_from(CutoverEndpoint *ep, const char *sql, EndpointOutcome *outcome);
 static CutoverRows *endpoint_run(CutoverEndpoint *ep, const char *sql, int sent);
