@@ -112,7 +112,7 @@ for my $round (1 .. 6)
 {
 	$new->psql('postgres', q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'cutover copier%' ORDER BY random() LIMIT 2});
 	cutover_crash($old, 'cutover copier') if $round % 3 == 0;
-	$new->restart('immediate') if $round == 4;
+	if ($round == 4) { $new->stop('immediate'); $new->start }
 	select(undef, undef, undef, 0.4);
 }
 rate('0');

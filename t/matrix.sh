@@ -49,7 +49,7 @@ for entry in $CUTOVER_MATRIX; do
 	chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive bash -eu -c '
 		major=$1 tap=$2
 		apt-get -o Acquire::Check-Valid-Until=false update -q	# unstable as a mirror may have kept it
-		apt-get install -y -q --no-install-recommends make gcc libc6-dev libipc-run-perl libpq-dev perl git locales \
+		apt-get install -y -q --no-install-recommends make gcc libc6-dev libipc-run-perl libpq-dev libzstd-dev perl git \
 			postgresql-$major postgresql-server-dev-$major postgresql-contrib >/dev/null
 		cd /cutover
 		make test-run PG_CONFIG=/usr/lib/postgresql/$major/bin/pg_config TAP="$tap"
