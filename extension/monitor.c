@@ -134,7 +134,7 @@ monitor_put_slot(ReturnSetInfo *rsinfo, CutoverSlot *slot, const MonitorTarget *
 
 /*
  * cutover._worker_stats(): a row for each target whose replicator has run
- * since the server started.
+ * since the server started.  Starts a replicator that should run and does not.
  */
 Datum
 cutover_worker_stats(PG_FUNCTION_ARGS)

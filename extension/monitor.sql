@@ -197,7 +197,7 @@ SELECT s.target, s.state, s.mode, s.epoch, s.write_ratio, s.read_ratio, s.shadow
 			CASE WHEN s.state = 'rewound' THEN
 				'cutover_resync() of every table: new holds changes that old has lost' END,
 			CASE WHEN s.pid IS NULL THEN
-				'the replicator is not running: the next change or call of a function starts it, if a worker slot is free (max_worker_processes)' END,
+				'the replicator is not running: it is started now, if a worker slot is free (max_worker_processes)' END,
 			-- the worker says it too when it has nothing else to say
 			CASE WHEN NOT EXISTS (SELECT FROM cutover._table b WHERE b.target_id = s.target_id AND b.phase_reason = s.waiting_for)
 				THEN s.waiting_for END,

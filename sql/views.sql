@@ -32,15 +32,14 @@ SELECT * FROM cutover.mode_change;
 SELECT * FROM cutover.read_stats;
 SELECT target, table_name, missing, extra, different, rows_compared, last_compared_at, clean_passes FROM cutover.divergence_summary;
 
--- states.  Not committed: no worker gets to see it.
+-- states.  Not committed: a worker that is started sees nothing of it, and ends.
 BEGIN;
 UPDATE cutover._target SET desired = 'running';
-SELECT state, waiting_for FROM cutover.status;
-SELECT state, waiting_for, pid FROM cutover.replication;
+SELECT state, regexp_replace(waiting_for, 'the replicator is not running[^;]*; ', '') AS waiting_for FROM cutover.status;
 UPDATE cutover._table SET phase = 'synced';
 SELECT state FROM cutover.status;
 UPDATE cutover._table SET phase = 'resync_needed', phase_reason = 'a partition was attached' WHERE new_name = 'parts';
-SELECT state, waiting_for FROM cutover.status;
+SELECT state, regexp_replace(waiting_for, 'the replicator is not running[^;]*; ', '') AS waiting_for FROM cutover.status;
 UPDATE cutover._target SET desired = 'paused';
 SELECT state, waiting_for FROM cutover.status;
 UPDATE cutover._target SET desired = 'running', rewound = true;
