@@ -210,6 +210,8 @@ BEGIN
 			DETAIL = 'There is nothing to move.',
 			HINT = 'Add some with cutover_add_table() or cutover_add_tables().';
 	END IF;
+	-- in the eyes of preflight nothing is captured yet
+	UPDATE cutover._target t SET desired = 'idle' WHERE t.target_id = _do_start.target_id AND t.desired <> 'idle';
 	PERFORM cutover._check_preflight(target_id, copy);
 	PERFORM cutover._check_owner_of_new(target_id);
 

@@ -132,6 +132,7 @@ LANGUAGE plpgsql AS $body$
 DECLARE
 	d record;
 	v_sql text;
+	v_schema text;
 BEGIN
 	-- a copier that still writes to it is waited for, and later ones find that they may not
 	DELETE FROM cutover.chunk c WHERE c.table_id = only_table;
@@ -150,8 +151,15 @@ BEGIN
 				FOREACH v_sql IN ARRAY string_to_array(d.definition, '; /* cutover: then */ ') LOOP
 					BEGIN
 						EXECUTE v_sql;
-					EXCEPTION WHEN duplicate_table OR duplicate_object THEN
-						NULL; -- it is there already, the rest of the definition perhaps not
+					EXCEPTION
+						WHEN duplicate_table OR duplicate_object THEN
+							NULL; -- it is there already, the rest of the definition perhaps not
+						WHEN unique_violation THEN
+							GET STACKED DIAGNOSTICS v_schema = SCHEMA_NAME;
+							IF v_schema <> 'pg_catalog' THEN
+								RAISE;
+							END IF;
+							-- somebody else has just made it
 					END;
 				END LOOP;
 				IF d.kind = 'foreign_key' AND strpos(d.definition, ' NOT VALID') = 0 AND EXISTS (SELECT FROM pg_catalog.pg_constraint c
@@ -172,6 +180,12 @@ BEGIN
 				definition := d.definition;
 				restore_deferred.sqlstate := SQLSTATE;
 				message := SQLERRM;
+				IF d.kind = 'foreign_key' AND SQLSTATE = '23503' AND strpos(d.definition, '/* cutover: then */') = 0 THEN
+					-- rows are missing: at least no more of that kind
+					EXECUTE rtrim(d.definition, '; ') || ' NOT VALID';
+					DELETE FROM cutover.deferred f WHERE f.id = d.id;
+					definition := format('ALTER TABLE %s VALIDATE CONSTRAINT %I', d.relation, d.name);
+				END IF;
 				RETURN NEXT;
 		END;
 	END LOOP;

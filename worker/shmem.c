@@ -12,12 +12,14 @@
 #include <unistd.h>
 
 #include "common/hashfn.h"
+#include "access/xact.h"
 #include "miscadmin.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "storage/shmem.h"
 #include "utils/memutils.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
@@ -137,16 +139,35 @@ shmem_clear_slot(CutoverSlot *slot, Oid dboid, int32 target_id)
 }
 
 /*
+ * Give back the slots of databases that are gone: nobody has told us.
+ */
+static void
+shmem_free_orphans(void)
+{
+	for (int i = 0; i < CUTOVER_MAX_SLOTS; i++)
+	{
+		CutoverSlot *slot = &shared->slots[i];
+		Oid			dboid = slot->dboid;
+
+		if (!OidIsValid(dboid) || dboid == MyDatabaseId ||
+			SearchSysCacheExists1(DATABASEOID, ObjectIdGetDatum(dboid)))
+			continue;
+		LWLockAcquire(&shared->lock, LW_EXCLUSIVE);
+		/* no worker can be there: the database could not have been dropped */
+		if (slot->dboid == dboid)
+			shmem_clear_slot(slot, InvalidOid, 0);
+		LWLockRelease(&shared->lock);
+	}
+}
+
+/*
  * Find the slot of a target of this database, or take a free one.
  */
-CutoverSlot *
-cutover_shmem_slot(int32 target_id, bool create)
+static CutoverSlot *
+shmem_find_slot(int32 target_id, bool create)
 {
 	CutoverSlot *free_slot = NULL;
 	CutoverSlot *found = NULL;
-
-	if (!cutover_shmem_attach())
-		return NULL;
 
 	LWLockAcquire(&shared->lock, create ? LW_EXCLUSIVE : LW_SHARED);
 	for (int i = 0; i < CUTOVER_MAX_SLOTS && found == NULL; i++)
@@ -165,6 +186,25 @@ cutover_shmem_slot(int32 target_id, bool create)
 	}
 	LWLockRelease(&shared->lock);
 	return found;
+}
+
+/*
+ * The slot of a target of this database.
+ */
+CutoverSlot *
+cutover_shmem_slot(int32 target_id, bool create)
+{
+	CutoverSlot *slot;
+
+	if (!cutover_shmem_attach())
+		return NULL;
+	slot = shmem_find_slot(target_id, create);
+	if (slot == NULL && create && IsTransactionState())
+	{
+		shmem_free_orphans();
+		slot = shmem_find_slot(target_id, create);
+	}
+	return slot;
 }
 
 /*
