@@ -422,6 +422,9 @@ replicator_turn(Replicator *r)
 	if (r->window.open)
 	{
 		replicator_step(r);
+		/* under load there is always another window: don't wait for a moment without */
+		if (!r->window.open)
+			replicator_housekeeping(r);
 		return 0;
 	}
 	if (replicator_open_window(r))
