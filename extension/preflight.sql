@@ -80,7 +80,8 @@ SELECT json_build_object(
 		'lacks', ARRAY(SELECT p FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER']) p
 			WHERE NOT has_table_privilege(r.oid, p)),
 		'usage', has_schema_privilege(r.nspname, 'USAGE'),
-		'rules', (SELECT json_agg(w.rulename) FROM pg_rewrite w WHERE w.ev_class = r.oid AND w.ev_type <> '1' AND w.is_instead),
+		'rules', (SELECT json_agg(json_build_object('name', w.rulename, 'enabled', w.ev_enabled, 'event', w.ev_type) ORDER BY w.rulename)
+			FROM pg_rewrite w WHERE w.ev_class = r.oid AND w.ev_type <> '1' AND w.ev_enabled <> 'D'),
 		'partition_key', CASE WHEN r.relkind = 'p' THEN pg_get_partkeydef(r.oid) END,
 		'bounds', CASE WHEN r.relkind = 'p' THEN ARRAY(SELECT pg_get_expr(pc.relpartbound, pc.oid)
 			FROM pg_inherits i JOIN pg_class pc ON pc.oid = i.inhrelid WHERE i.inhparent = r.oid) END,

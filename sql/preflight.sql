@@ -100,6 +100,8 @@ CREATE TABLE full_up (id int PRIMARY KEY);
 INSERT INTO full_up VALUES (1);
 CREATE TABLE ruled (id int PRIMARY KEY);
 CREATE RULE aside AS ON INSERT TO ruled DO INSTEAD NOTHING;
+CREATE RULE "Always" AS ON DELETE TO ruled DO INSTEAD NOTHING;
+ALTER TABLE ruled ENABLE ALWAYS RULE "Always";
 CREATE UNLOGGED TABLE fleeting (id int PRIMARY KEY);
 CREATE TABLE outer_one (id int PRIMARY KEY);
 ALTER TABLE fleeting ADD outer_one int REFERENCES outer_one;
@@ -143,7 +145,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ruled TO regress_cutover_app;
 \set SHOW_CONTEXT never
 SELECT cutover_set_target('x', :'address_app');
 SELECT level, check_name, object, message FROM cutover_preflight()
-WHERE check_name IN ('new_privileges', 'row_security', 'triggers', 'foreign_keys', 'not_empty') ORDER BY 1, 2, 3, 4;
+WHERE check_name IN ('new_privileges', 'row_security', 'rules', 'triggers', 'foreign_keys', 'not_empty') ORDER BY 1, 2, 3, 4;
 SELECT cutover_set_target('x', :'address_me');
 
 -- this side
