@@ -329,6 +329,10 @@ BEGIN
 	IF current_setting('cutover.capture') = 'off' THEN
 		RETURN NEXT ('error', 'capture_setting', 'cutover.capture', 'changes are not captured', 'Set cutover.capture to mark or strict.')::cutover._finding;
 	END IF;
+	RETURN QUERY SELECT 'error', 'capture_setting', concat_ws(' in ', 'role ' || quote_ident(r.rolname), 'database ' || quote_ident(d.datname)),
+		'cutover.capture is off here: changes are not captured', 'Reset it with ALTER ROLE or ALTER DATABASE, and end the sessions that have it.'
+	FROM pg_db_role_setting s LEFT JOIN pg_roles r ON r.oid = s.setrole LEFT JOIN pg_database d ON d.oid = s.setdatabase
+	WHERE (s.setdatabase = 0 OR d.datname = current_database()) AND 'cutover.capture=off' = ANY (s.setconfig);
 	IF current_setting('cutover.queue_limit') = '0' THEN
 		RETURN NEXT ('warning', 'queue_limit', 'cutover.queue_limit', 'the queue may grow as long as new is out of reach, until the disk is full',
 			'Set cutover.queue_limit to what the disk can spare; cutover.capture says what happens then.')::cutover._finding;

@@ -153,9 +153,11 @@ BEGIN;
 INSERT INTO full_up VALUES (1);
 PREPARE TRANSACTION 'left over';
 SET cutover.capture = off;
+ALTER ROLE regress_cutover_app IN DATABASE regress_cutover_old SET cutover.capture = off;
 SELECT level, check_name, object, message LIKE '%open since%' AS since FROM cutover_preflight()
 WHERE check_name IN ('prepared_transactions', 'capture_setting');
 RESET cutover.capture;
+ALTER ROLE regress_cutover_app IN DATABASE regress_cutover_old RESET cutover.capture;
 ROLLBACK PREPARED 'left over';
 SELECT lo_create(4711);
 SELECT level, check_name, object, message FROM cutover_preflight() WHERE check_name = 'large_objects';
