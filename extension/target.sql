@@ -258,6 +258,8 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp 
 DECLARE
 	v_server text;
 	v_mapping text;
+	v_detail text;
+	v_hint text;
 BEGIN
 	SELECT string_agg(format('%I %L', keyword, value), ', ' ORDER BY keyword) FILTER (WHERE NOT in_mapping),
 		string_agg(format('%I %L', keyword, value), ', ' ORDER BY keyword) FILTER (WHERE in_mapping)
@@ -285,6 +287,12 @@ BEGIN
 	END IF;
 	EXECUTE format('CREATE USER MAPPING FOR CURRENT_USER SERVER %I', server)
 		|| CASE WHEN v_mapping IS NULL THEN '' ELSE format(' OPTIONS (%s)', v_mapping) END;
+EXCEPTION WHEN OTHERS THEN
+	-- the context of the error would show the statement, and a password in it
+	GET STACKED DIAGNOSTICS v_detail = PG_EXCEPTION_DETAIL, v_hint = PG_EXCEPTION_HINT;
+	RAISE EXCEPTION '%', SQLERRM USING ERRCODE = SQLSTATE,
+		DETAIL = coalesce(nullif(v_detail, ''), 'The address could not be stored.'),
+		HINT = coalesce(nullif(v_hint, ''), 'Give a libpq connection string, such as ''host=... dbname=... user=...''.');
 END
 $$;
 

@@ -8,11 +8,7 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
-#include "access/stratnum.h"
-#include "access/table.h"
 #include "access/xact.h"
-#include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
 #include "libpq/pqformat.h"
 #include "libpq/pqmq.h"
@@ -30,14 +26,11 @@
 #include "tcop/tcopprot.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
-#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/portal.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
-#include "utils/rel.h"
 
 #include "action_internal.h"
 #include "compat.h"
@@ -195,37 +188,6 @@ action_execute(const char *sql, int nargs, const char *args, MemoryContext conte
 }
 
 /*
- * Become the owner of the extension: the address of new is mapped for that role.
- */
-static void
-action_become_owner(void)
-{
-	Relation	rel;
-	SysScanDesc scan;
-	ScanKeyData key;
-	HeapTuple	tup;
-	char	   *owner = NULL;
-	MemoryContext context = CurrentMemoryContext;
-
-	StartTransactionCommand();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	rel = table_open(ExtensionRelationId, AccessShareLock);
-	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ,
-				CStringGetDatum("cutover"));
-	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
-	tup = systable_getnext(scan);
-	if (HeapTupleIsValid(tup))
-		owner = MemoryContextStrdup(context,
-									GetUserNameFromId(((Form_pg_extension) GETSTRUCT(tup))->extowner, false));
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
-	PopActiveSnapshot();
-	if (owner != NULL)
-		SetConfigOption("session_authorization", owner, PGC_SUSET, PGC_S_OVERRIDE);
-	CommitTransactionCommand();
-}
-
-/*
  * Hand the result to the caller.
  */
 static void
@@ -272,7 +234,6 @@ cutover_action_main(Datum arg)
 	MemoryContextSwitchTo(context);
 	cutover_action_caller = fixed->caller;
 	cutover_action_caller_name = pstrdup(NameStr(fixed->caller_name));
-	action_become_owner();
 
 	result = action_execute(shm_toc_lookup(toc, CUTOVER_ACTION_KEY_SQL, false), fixed->nargs,
 							shm_toc_lookup(toc, CUTOVER_ACTION_KEY_ARGS, false), context);

@@ -18,6 +18,7 @@
 #include "access/tableam.h"
 #include "access/xact.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_extension.h"
 #include "commands/extension.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -27,6 +28,7 @@
 #include "storage/latch.h"
 #include "tcop/tcopprot.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
@@ -109,6 +111,37 @@ launcher_pin_settings(void)
 }
 
 /*
+ * Become the owner of the extension, if it is there: the address of new is
+ * mapped for that role.
+ */
+static void
+launcher_become_owner(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Relation	rel;
+	SysScanDesc scan;
+	ScanKeyData key;
+	HeapTuple	tup;
+	char	   *owner = NULL;
+
+	StartTransactionCommand();
+	(void) GetTransactionSnapshot();
+	rel = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ,
+				CStringGetDatum("cutover"));
+	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
+	tup = systable_getnext(scan);
+	if (HeapTupleIsValid(tup))
+		owner = GetUserNameFromId(((Form_pg_extension) GETSTRUCT(tup))->extowner, false);
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	if (owner != NULL)
+		SetConfigOption("session_authorization", owner, PGC_SUSET, PGC_S_OVERRIDE);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
+}
+
+/*
  * Common start of every worker of a database.
  */
 CutoverWorkerArgs
@@ -124,6 +157,7 @@ cutover_launcher_worker_start(void)
 	BackgroundWorkerInitializeConnectionByOid(args.dboid, InvalidOid, 0);
 	worker_connected = true;
 	launcher_pin_settings();
+	launcher_become_owner();
 	pgstat_report_appname(MyBgworkerEntry->bgw_type);
 	return args;
 }
