@@ -429,6 +429,8 @@ $$;
 CREATE FUNCTION cutover._run_old_ddl(sql text, path text) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+	-- copiers hold locks on their tables for seconds
+	PERFORM cutover._hold_copy(t.table_id) FROM cutover._table t WHERE t.phase = 'copying';
 	FOR v_attempt IN 1..20 LOOP
 		BEGIN
 			PERFORM set_config('lock_timeout', current_setting('cutover.lock_timeout'), true);

@@ -450,12 +450,17 @@ END
 $$;
 
 -- Takes one table out, here and on new.
+-- Until the end of this transaction no copier works on the table; they hold its lock on old, and rows on new.
+CREATE FUNCTION cutover._hold_copy(table_id int) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cutover_copy_hold';
+
 CREATE FUNCTION cutover._remove_one_table(table_id int) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	v_table cutover._table;
 	v_target cutover._target;
 BEGIN
+	PERFORM cutover._hold_copy(table_id);
 	SELECT * INTO STRICT v_table FROM cutover._table t WHERE t.table_id = _remove_one_table.table_id FOR UPDATE;
 	SELECT * INTO STRICT v_target FROM cutover._target t WHERE t.target_id = v_table.target_id FOR SHARE;
 	IF v_target.mode <> 'old_only' THEN

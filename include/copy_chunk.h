@@ -31,6 +31,9 @@ extern CutoverJobResult cutover_copy_chunk_next(CutoverEndpoint *ep, int32 targe
 												const CutoverSkip *skip, int32 *table_id);
 extern void cutover_copy_chunk_release(void);
 
+/* Before release, if the reset told that the transaction on new was rolled back. */
+extern void cutover_copy_chunk_put_back(void);
+
 /* Locks by which copiers know of each other; held by the session, gone with the process. */
 extern bool cutover_copy_lock_number(int32 target_id, int number, bool wait);
 extern void cutover_copy_unlock_number(int32 target_id, int number);

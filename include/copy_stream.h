@@ -13,8 +13,9 @@ typedef struct CutoverCopyStream
 	const char *copy;			/* "COPY t (columns) FROM STDIN", without options */
 	int			ncols;
 	const Oid  *new_types;		/* of the columns on new, InvalidOid = unknown */
-	int			rate;			/* bytes a second, 0 = no limit; re-read through rate_fn if set */
-	int			(*rate_fn) (void);
+	double		(*rate_fn) (void);	/* bytes a second, 0 = no limit; NULL = none ever */
+	void		(*check_fn) (void *arg);	/* called several times a second; may raise an error */
+	void	   *check_arg;
 	uint64		rows;			/* out */
 	uint64		bytes;			/* out */
 } CutoverCopyStream;

@@ -44,6 +44,7 @@ typedef struct CutoverSlot
 	pg_atomic_uint64 wanted;	/* tickets drawn by sessions that wait */
 	pg_atomic_uint64 served;	/* highest ticket whose commits new has */
 	pg_atomic_uint32 dirty;		/* somebody committed since the worker last looked */
+	pg_atomic_uint32 sending;	/* copiers that send rows now */
 	ConditionVariable cv;		/* broadcast when served moves or the worker's state does */
 	slock_t		mutex;			/* protects stats only */
 	CutoverStats stats;

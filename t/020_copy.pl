@@ -184,6 +184,9 @@ $new->safe_psql('postgres', q{CREATE TABLE rejected (id int PRIMARY KEY, v int, 
 $old->safe_psql('postgres', q{SELECT cutover_add_table('rejected'); SELECT cutover_add_table('fine')});
 ok(cutover_wait_phase($old, 'synced', tables => ['fine']), 'a table added later is copied');
 wait_reason('rejected', 'violates check constraint "small"', 'another shows why new rejects it');
+$old->safe_psql('postgres', 'UPDATE rejected SET v = v + 1; UPDATE fine SET v = v + 1');
+ok(cutover_poll('changes of the other', sub { cutover_digest($old, 'fine') eq cutover_digest($new, 'fine') }, node => $old),
+	'changes of other tables are not held up by it');
 like($old->safe_psql('postgres', 'SELECT waiting_for FROM cutover.status'), qr/violates check constraint/, 'so does the status');
 $new->safe_psql('postgres', 'ALTER TABLE rejected DROP CONSTRAINT small');
 ok(cutover_wait_synced($old), 'it goes on by itself once new is mended');
@@ -201,6 +204,19 @@ ok(cutover_wait_synced($old), 'until the rows allow it');
 cutover_wait($old);
 cutover_same_rows($old, $new, 'dup', 'rows of dup');
 is($new->safe_psql('postgres', q{SELECT count(*) FROM pg_index WHERE indrelid = 'dup'::regclass AND indisvalid}), '2', 'its index is there');
+
+# ---- a schema change in the middle of a copy
+
+rate('200kB');
+$old->safe_psql('postgres', q{SELECT cutover_resync('part')});
+ok(cutover_poll('copying', sub { phase('part') eq 'copying' }, node => $old), 'a table is copied');
+# the column is on old at once and on new in its turn: chunks in between must not miss it
+$old->safe_psql('postgres', q{SET statement_timeout = '60s'; SELECT cutover_run_ddl('ALTER TABLE part ADD COLUMN extra text DEFAULT $$e$$')});
+$old->safe_psql('postgres', q{UPDATE part SET extra = 'f' || id WHERE id % 100 = 1});
+rate('0');
+ok(cutover_wait_synced($old), 'and gets a column meanwhile');
+cutover_wait($old);
+cutover_same_rows($old, $new, 'part', 'its rows are right');
 
 # ---- a table leaves in the middle of its copy
 

@@ -327,6 +327,8 @@ tick_count_builds(List *tables, CutoverEndpoint *ep)
 		indexing++;
 		appendStringInfo(&ids, "%c%d", ids.len ? ',' : '{', table->table_id);
 	}
+	/* an index that is built on new keeps the changes of its table waiting; a dead host shows all the same */
+	(void) cutover_endpoint_set_timeout(ep, indexing > 0 ? 0 : cutover_guc_network_timeout);
 	if (indexing == 0)
 		return 0;
 	if (TimestampDifferenceExceeds(counted_at, GetCurrentTimestamp(), COUNT_MS))

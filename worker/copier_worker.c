@@ -205,6 +205,8 @@ worker_recover(CutoverEndpoint *ep, int32 table_id, ErrorData *error)
 	}
 	else if (ep != NULL && table_id != 0)
 	{
+		cutover_copy_chunk_put_back();
+		MemoryContextSwitchTo(TopMemoryContext);
 		/* claims of index builds are session locks */
 		cutover_endpoint_exec(ep, "SELECT pg_catalog.pg_advisory_unlock_all()");
 	}
@@ -226,7 +228,6 @@ worker_connect(void)
 {
 	CutoverEndpoint *ep = cutover_endpoint_connect(server_name, "cutover copier");
 
-	(void) cutover_endpoint_set_timeout(ep, cutover_guc_network_timeout);
 	cutover_endpoint_set_apply_mode(ep);
 	/* that fits single rows; validating a foreign key needs real joins */
 	cutover_endpoint_exec(ep, "RESET enable_seqscan; RESET enable_hashjoin; RESET enable_mergejoin; RESET plan_cache_mode");
@@ -254,6 +255,8 @@ worker_step(CutoverEndpoint **epp)
 		if (ep == NULL)
 			ep = worker_connect();
 		connect_attempts = 0;
+		/* an index build that failed left it lifted */
+		(void) cutover_endpoint_set_timeout(ep, cutover_guc_network_timeout);
 		result = cutover_copy_chunk_next(ep, worker_args.target_id, worker_args.number, &skip, &table_id);
 		if (result != CUTOVER_JOB_DONE)
 			building = cutover_deferred_build_next(ep, worker_args.target_id, &skip, &table_id);

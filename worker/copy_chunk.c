@@ -22,7 +22,9 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
+#include "fmgr.h"
 #include "miscadmin.h"
+#include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -39,10 +41,12 @@
 #include "copy_stream.h"
 #include "guc.h"
 #include "local.h"
+#include "shmem.h"
 
 /* advisory locks of our own kind: SQL functions use 1 and 2 in this field */
 #define LOCK_CHUNK	7301
 #define LOCK_NUMBER 7302
+#define LOCK_HOLD	7303		/* exclusive: nobody copies this table */
 
 #define CANDIDATES 100			/* more than there can be copiers */
 
@@ -76,6 +80,14 @@ typedef struct ChunkColumns
 
 static LOCKTAG held_chunk;
 static bool chunk_held = false;
+static bool may_go_back = false;	/* new has held_chunk only in our open transaction */
+static int32 held_generation;
+PG_FUNCTION_INFO_V1(cutover_copy_hold);
+
+static CutoverSlot *sending = NULL; /* where we are counted */
+
+static void chunk_end_sending(void);
+static void chunk_end_sending_at_exit(int code, Datum arg);
 
 /* ---- locks ---- */
 
@@ -105,12 +117,64 @@ chunk_lock(int32 table_id, int32 chunk_no)
 	return chunk_held;
 }
 
+/*
+ * Does somebody ask copiers to leave a table alone?
+ */
+static bool
+chunk_on_hold(int32 table_id)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, table_id, 0, LOCK_HOLD);
+	if (LockAcquire(&tag, ShareLock, true, true) == LOCKACQUIRE_NOT_AVAIL)
+		return true;
+	(void) LockRelease(&tag, ShareLock, true);
+	return false;
+}
+
+/*
+ * _hold_copy(table_id): no chunk of the table is begun until the end of this
+ * transaction, and one that is being sent is given up.
+ */
+Datum
+cutover_copy_hold(PG_FUNCTION_ARGS)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, PG_GETARG_INT32(0), 0, LOCK_HOLD);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+	PG_RETURN_VOID();
+}
+
 void
 cutover_copy_chunk_release(void)
 {
+	chunk_end_sending();
 	if (chunk_held)
 		(void) LockRelease(&held_chunk, ExclusiveLock, true);
-	chunk_held = false;
+	chunk_held = may_go_back = false;
+}
+
+/*
+ * Our transaction on new was rolled back: the chunk is as good as never begun.
+ * The replicator would wait for one in copying, and it may have to bring what
+ * the next attempt needs.
+ */
+void
+cutover_copy_chunk_put_back(void)
+{
+	Oid			types[] = {INT4OID, INT4OID, INT4OID};
+	Datum		values[] = {UInt32GetDatum(held_chunk.locktag_field2), UInt32GetDatum(held_chunk.locktag_field3),
+	Int32GetDatum(held_generation)};
+
+	if (!chunk_held || !may_go_back)
+		return;
+	cutover_local_begin();
+	cutover_local_run("UPDATE cutover._chunk SET state = 'pending', copier = NULL, started_at = NULL"
+					  " WHERE table_id = $1 AND chunk_no = $2 AND generation = $3 AND state = 'copying'",
+					  3, types, values, NULL);
+	cutover_local_commit(false);
+	may_go_back = false;
 }
 
 /* ---- taking a chunk ---- */
@@ -130,7 +194,7 @@ chunk_take(ChunkJob *job, int32 table_id, int32 chunk_no, MemoryContext mcxt)
 	Oid			types[] = {INT4OID, INT4OID, INT4OID};
 	Datum		args[] = {Int32GetDatum(table_id), Int32GetDatum(chunk_no), Int32GetDatum(job->number)};
 
-	if (!chunk_lock(table_id, chunk_no))
+	if (chunk_on_hold(table_id) || !chunk_lock(table_id, chunk_no))
 		return false;
 	/* the lock's last holder may have finished it since we looked */
 	if (cutover_local_run("SELECT c.state = 'pending', c.generation, t.old_table,"
@@ -238,6 +302,8 @@ chunk_begin_remote(CutoverEndpoint *ep, ChunkJob *job)
 										" VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING", 4, args);
 	if (rows->affected == 1)
 	{
+		held_generation = job->generation;
+		may_go_back = true;
 		cutover_endpoint_exec(ep, "SET LOCAL lock_timeout = 0");
 		return true;
 	}
@@ -288,7 +354,8 @@ chunk_read_columns(CutoverEndpoint *ep, ChunkJob *job, ChunkColumns *cols)
 		char	   *source = cutover_local_text(i, 2);
 		bool		by_name = cutover_local_int(i, 4) != 0;
 		Oid			type = InvalidOid;
-		bool		usable = !by_name;
+		bool		usable = true;
+		bool		found = false;
 
 		if (source == NULL)
 			ereport(ERROR,
@@ -300,7 +367,14 @@ chunk_read_columns(CutoverEndpoint *ep, ChunkJob *job, ChunkColumns *cols)
 			{
 				type = (Oid) strtoul(CUTOVER_CELL(new_cols, j, 1), NULL, 10);
 				usable = !by_name || CUTOVER_CELL(new_cols, j, 2)[0] == '\0';
+				found = true;
 			}
+		/* to leave it out would lose it: a schema change may be on its way to new */
+		if (!found)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_COLUMN),
+					 errmsg("column \"%s\" of %s does not exist on new", name, job->new_table),
+					 errhint("Add it there, or say with cutover_add_table() which columns to move.")));
 		if (!usable)
 			continue;
 		appendStringInfo(&cols->select, "%s%s", cols->n ? ", " : "", source);
@@ -379,14 +453,59 @@ chunk_build_query(ChunkJob *job, ChunkColumns *cols, Oid *run_as)
 }
 
 /*
- * What a copier may send each second.
+ * What this copier may send each second: its share among those that send.
  */
-static int
+static double
 chunk_rate(void)
 {
-	int64		rate = (int64) cutover_guc_copy_max_rate * 1024 / cutover_guc_copy_jobs;
+	int			copiers = sending ? (int) pg_atomic_read_u32(&sending->sending) : cutover_guc_copy_jobs;
 
-	return cutover_guc_copy_max_rate > 0 ? (int) Min(Max(rate, 1), INT_MAX) : 0;
+	return cutover_guc_copy_max_rate * 1024.0 / Max(copiers, 1);
+}
+
+/*
+ * Called all the time while rows are sent.
+ */
+static void
+chunk_check_hold(void *arg)
+{
+	ChunkJob   *job = arg;
+
+	if (chunk_on_hold(job->table_id))
+		ereport(ERROR,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("the copy of \"%s\" gives way", get_rel_name(job->old_relid)),
+				 errdetail("The table is being changed or taken out of the migration.")));
+}
+
+/*
+ * Count this copier among those that send, and no longer.
+ */
+static void
+chunk_begin_sending(int32 target_id)
+{
+	static bool registered = false;
+
+	if (!registered)
+		before_shmem_exit(chunk_end_sending_at_exit, 0);
+	registered = true;
+	sending = cutover_shmem_slot(target_id, false);
+	if (sending)
+		pg_atomic_fetch_add_u32(&sending->sending, 1);
+}
+
+static void
+chunk_end_sending(void)
+{
+	if (sending)
+		pg_atomic_fetch_sub_u32(&sending->sending, 1);
+	sending = NULL;
+}
+
+static void
+chunk_end_sending_at_exit(int code, Datum arg)
+{
+	chunk_end_sending();
 }
 
 /*
@@ -397,7 +516,7 @@ static bool
 chunk_send(CutoverEndpoint *ep, ChunkJob *job, MemoryContext mcxt)
 {
 	ChunkColumns cols;
-	CutoverCopyStream stream = {.rate_fn = chunk_rate};
+	CutoverCopyStream stream = {.rate_fn = chunk_rate,.check_fn = chunk_check_hold,.check_arg = job};
 	Datum		snapshot;
 
 	cutover_local_begin();
@@ -420,7 +539,9 @@ chunk_send(CutoverEndpoint *ep, ChunkJob *job, MemoryContext mcxt)
 	stream.copy = psprintf("COPY %s (%s) FROM STDIN", job->new_table, cols.insert.data);
 	stream.ncols = cols.n;
 	stream.new_types = cols.new_types;
+	chunk_begin_sending(job->target_id);
 	cutover_copy_stream_run(ep, &stream);
+	chunk_end_sending();
 	job->rows = stream.rows;
 	job->bytes = stream.bytes;
 	PopActiveSnapshot();
@@ -453,12 +574,15 @@ chunk_commit_remote(CutoverEndpoint *ep, ChunkJob *job, MemoryContext mcxt)
 									 " copied_at = pg_catalog.clock_timestamp() WHERE table_id = $1 AND generation = $2"
 									 " AND chunk_no = $3", 5, args)->affected != 1)
 		elog(ERROR, "the row of chunk %d of table %d is gone", job->chunk_no, job->table_id);
+	/* what would fail in COMMIT fails here */
+	cutover_endpoint_exec(ep, "SET CONSTRAINTS ALL IMMEDIATE");
 	cutover_local_begin();
 	chunk_limit_lock_waits();
 	n = cutover_local_run("UPDATE cutover._chunk SET rows = $4, bytes = $5 WHERE table_id = $1 AND chunk_no = $2"
 						  " AND generation = $3 AND state = 'copying'", 5, types, values, NULL);
 	cutover_local_commit(true);
 	MemoryContextSwitchTo(mcxt);
+	may_go_back = false;		/* who knows, from here on */
 	cutover_endpoint_exec(ep, n == 1 ? "COMMIT" : "ROLLBACK");
 	return n == 1;
 }

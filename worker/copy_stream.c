@@ -14,6 +14,7 @@
 #include "miscadmin.h"
 #include "parser/analyze.h"
 #include "pgstat.h"
+#include "postmaster/interrupt.h"
 #include "storage/latch.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
@@ -27,6 +28,7 @@
 #include "endpoint.h"
 
 #define FLUSH_BYTES (64 * 1024)
+#define CHECK_MS 100
 
 typedef enum ColumnForm
 {
@@ -54,7 +56,8 @@ typedef struct StreamReceiver
 	StreamColumn *cols;
 	StringInfoData buf;
 	MemoryContext row;
-	TimestampTz started;
+	TimestampTz next_check;
+	TimestampTz due;			/* the next piece may go */
 } StreamReceiver;
 
 /* ---- formats ---- */
@@ -174,34 +177,58 @@ stream_init_columns(StreamReceiver *receiver, TupleDesc desc)
 }
 
 /*
+ * Ask the caller now and then whether to go on.
+ */
+static void
+stream_check(StreamReceiver *receiver)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (receiver->stream->check_fn == NULL || now < receiver->next_check)
+		return;
+	receiver->next_check = TimestampTzPlusMilliseconds(now, CHECK_MS);
+	receiver->stream->check_fn(receiver->stream->check_arg);
+}
+
+/*
  * Send what is buffered, no faster than allowed.
  */
 static void
 stream_flush(StreamReceiver *receiver)
 {
 	CutoverCopyStream *stream = receiver->stream;
+	int			len = receiver->buf.len;
+	double		rate;
 
 	CHECK_FOR_INTERRUPTS();
-	if (receiver->buf.len == 0)
+	if (len == 0)
 		return;
-	cutover_endpoint_copy_data(receiver->ep, receiver->buf.data, receiver->buf.len);
-	stream->bytes += receiver->buf.len;
+	cutover_endpoint_copy_data(receiver->ep, receiver->buf.data, len);
+	stream->bytes += len;
 	resetStringInfo(&receiver->buf);
-	for (;;)
+	stream_check(receiver);
+	/* each piece takes its share of time; time not used is not saved up */
+	receiver->due = Max(receiver->due, GetCurrentTimestamp());
+	rate = stream->rate_fn ? stream->rate_fn() : 0;
+	if (rate > 0)
+		receiver->due += (int64) (len / rate * USECS_PER_SEC);
+	while (rate > 0)
 	{
-		int			rate = stream->rate_fn ? stream->rate_fn() : stream->rate;
-		long		elapsed = TimestampDifferenceMilliseconds(receiver->started, GetCurrentTimestamp());
-		double		due;
+		long		wait_ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), receiver->due);
 
-		if (rate <= 0)
-			break;
-		due = (double) stream->bytes / rate * 1000.0 - elapsed;
-		if (due < 1)
+		if (wait_ms <= 0)
 			break;
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 (long) Min(due, 1000.0), PG_WAIT_EXTENSION);
+						 Min(wait_ms, CHECK_MS), PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
+		stream_check(receiver);
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+			rate = stream->rate_fn();
+		}
 	}
 }
 
@@ -429,7 +456,6 @@ cutover_copy_stream_run(CutoverEndpoint *ep, CutoverCopyStream *stream)
 		.pub = {stream_receive, stream_startup, stream_shutdown, stream_destroy, DestNone},
 		.stream = stream,
 		.ep = ep,
-		.started = GetCurrentTimestamp(),
 	};
 	Oid			user;
 	int			security;

@@ -111,6 +111,7 @@ cutover_shmem_attach(void)
 			pg_atomic_init_u64(&slot->wanted, 0);
 			pg_atomic_init_u64(&slot->served, 0);
 			pg_atomic_init_u32(&slot->dirty, 0);
+			pg_atomic_init_u32(&slot->sending, 0);
 			ConditionVariableInit(&slot->cv);
 			SpinLockInit(&slot->mutex);
 		}
