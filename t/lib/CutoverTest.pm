@@ -170,7 +170,9 @@ sub cutover_poll
 
 	while (1)
 	{
-		my $result = $done->();
+		my $result = eval { $done->() };
+		# psql that dies with its server while it is given its input is no news
+		die $@ if $@ && $@ !~ /^ack Broken pipe/;
 		return $result if $result;
 		last if time > $until;
 		usleep($pause);
