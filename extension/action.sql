@@ -33,8 +33,9 @@ BEGIN
 	SELECT t.target INTO v_target FROM cutover._target t WHERE t.target_id = _log_event.target_id;
 	INSERT INTO cutover._event (at, actor, kind, detail, target_id, target)
 	VALUES (v_at, v_actor, _log_event.kind, coalesce(_log_event.detail, '{}'), _log_event.target_id, v_target);
+	-- everybody may listen, and a reason may quote a row
 	v_payload := jsonb_build_object('at', v_at, 'actor', v_actor, 'kind', _log_event.kind,
-		'target', v_target, 'detail', coalesce(_log_event.detail, '{}'))::text;
+		'target', v_target, 'detail', coalesce(_log_event.detail, '{}') - 'reason')::text;
 	IF octet_length(v_payload) > 7900 THEN
 		-- the server refuses longer ones; the whole detail is in the view
 		v_payload := jsonb_build_object('at', v_at, 'actor', v_actor, 'kind', _log_event.kind,

@@ -310,7 +310,12 @@ ORDER BY s.backend_start, s.pid;
 COMMENT ON VIEW cutover.sessions IS 'who talks to old';
 
 CREATE VIEW cutover.event AS
-SELECT at, actor, kind, detail, target, event_id FROM cutover._event
+SELECT at, actor, kind,
+	CASE WHEN detail ? 'reason' AND detail ? 'table'
+			AND NOT cutover._may_read(quote_ident(current_user)::regrole::oid, to_regclass(detail->>'table')::oid)
+		THEN detail - 'reason' ELSE detail END AS detail,
+	target, event_id
+FROM cutover._event
 ORDER BY event_id;
 COMMENT ON VIEW cutover.event IS 'every action, automatic or not, with its reason';
 

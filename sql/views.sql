@@ -98,6 +98,7 @@ INSERT INTO cutover._apply_error (target_id, table_id, key, sqlstate, message)
 SELECT target_id, table_id, CASE new_name WHEN 'goods' THEN '{"id": "1", "Part": "a"}' ELSE '{"secret": "hidden"}' END::jsonb, '22003',
 	'value "hidden" is out of range' FROM cutover._table WHERE new_name <> 'parts';
 UPDATE cutover._table SET phase = 'resync_needed', phase_reason = 'could not write "hidden"';
+SELECT cutover._log_event('resync_needed', '{"table": "public.goods", "reason": "could not write hidden"}', :target_id);
 CREATE ROLE regress_monitor IN ROLE pg_monitor;
 CREATE ROLE regress_admin IN ROLE cutover_admin;
 GRANT SELECT ON goods TO regress_admin;
@@ -105,7 +106,9 @@ SELECT table_name, key, sqlstate, message FROM cutover.apply_error ORDER BY 1;
 SET ROLE regress_monitor;
 SELECT table_name, key, sqlstate, message FROM cutover.apply_error ORDER BY 1;
 SELECT table_name, phase, phase_reason FROM cutover.tables;
+SELECT detail FROM cutover.event WHERE kind = 'resync_needed';
 SET ROLE regress_admin;
+SELECT detail FROM cutover.event WHERE kind = 'resync_needed';
 SELECT table_name, key, sqlstate, message FROM cutover.apply_error ORDER BY 1;
 SELECT table_name, phase, phase_reason FROM cutover.tables;
 -- row security hides rows: then their values too

@@ -110,11 +110,19 @@ is( value(q{SET allow_system_table_mods = on; BEGIN;
 	"f\nt\n1\nerror|public.other", 'a trigger that was disabled is noticed');
 
 # --- a table that must be copied afresh
+my $listener = $old->background_psql('postgres');
+$listener->query_safe('LISTEN cutover');
 value('ALTER TABLE goods ALTER name TYPE varchar(30) USING left(name, 30)');
 becomes(q{SELECT phase FROM cutover.tables WHERE table_name = 'goods'::regclass}, 'resync_needed', 'a rewrite needs a copy');
 like(status('waiting_for'), qr/SELECT cutover_resync\('public\.goods'\): \S/, 'what to do, and why');
 like(status('waiting_for', as => 'watcher'), qr/SELECT cutover_resync\('public\.goods'\)(;|$)/, 'others learn what to do');
 is(value(q{SELECT value FROM cutover.metrics WHERE metric = 'tables_resync_needed'}), '1', 'as a metric');
+is(value(q{SELECT detail->>'table', detail ? 'reason' FROM cutover.event WHERE kind = 'resync_needed'}), 'public.goods|t', 'as an event');
+is(value(q{SELECT detail ? 'reason' FROM cutover.event WHERE kind = 'resync_needed'}, as => 'watcher'), 'f', 'whose reason is for readers of the table');
+my $note = $listener->query('SELECT 1');
+like($note, qr/notification "cutover".*"kind": "resync_needed"/, 'and as a notification');
+unlike($note, qr/"reason"/, 'which does not say why: everybody may listen');
+$listener->quit;
 value(q{SELECT cutover_resync('public.goods')});
 ok(cutover_wait_synced($old), 'it is copied again');
 becomes(q{SELECT state, coalesce(waiting_for, '') FROM cutover.status}, 'streaming|', 'and nothing is waited for');

@@ -343,10 +343,9 @@ cutover_refresh_save(CutoverApplier *applier)
 		SPI_execute_with_args("UPDATE cutover._table SET phase = 'resync_needed', phase_reason = $2,"
 							  " phase_since = pg_catalog.clock_timestamp() WHERE table_id = $1",
 							  2, types, args, NULL, false, 0);
-		SPI_execute_with_args("INSERT INTO cutover._event (actor, kind, detail, target_id, target)"
-							  " SELECT 'cutover', 'resync_needed', pg_catalog.jsonb_build_object('table',"
-							  " t.old_table::pg_catalog.regclass::text, 'reason', $2), g.target_id, g.target"
-							  " FROM cutover._table t JOIN cutover._target g USING (target_id) WHERE t.table_id = $1",
+		SPI_execute_with_args("SELECT cutover._log_event('resync_needed', pg_catalog.jsonb_build_object('table',"
+							  " t.old_table::pg_catalog.regclass::text, 'reason', $2), t.target_id)"
+							  " FROM cutover._table t WHERE t.table_id = $1",
 							  2, types, args, NULL, false, 0);
 	}
 	foreach(lc, applier->failures)

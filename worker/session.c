@@ -292,9 +292,8 @@ cutover_session_reconcile(CutoverSession *session)
 	SPI_execute_with_args("UPDATE cutover._target SET rewound = true WHERE target_id = $1", 1, types, args, NULL, false, 0);
 	SPI_execute_with_args("UPDATE cutover._table SET phase = 'resync_needed', phase_since = pg_catalog.clock_timestamp(),"
 						  " phase_reason = $2 WHERE target_id = $1", 2, types, args, NULL, false, 0);
-	SPI_execute_with_args("INSERT INTO cutover._event (actor, kind, detail, target_id, target)"
-						  " SELECT 'cutover', 'rewound', pg_catalog.jsonb_build_object('reason', $2), target_id, target"
-						  " FROM cutover._target WHERE target_id = $1", 2, types, args, NULL, false, 0);
+	SPI_execute_with_args("SELECT cutover._log_event('rewound', pg_catalog.jsonb_build_object('reason', $2), $1)",
+						  2, types, args, NULL, false, 0);
 	SPI_execute("SELECT pg_catalog.pg_current_snapshot()::text", true, 1);
 	fresh.snapshot = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
 	/* a number that neither side has used: else they would disagree again */
