@@ -16,6 +16,7 @@ typedef struct CutoverColumn
 {
 	char	   *name;			/* on new */
 	char	   *type;			/* format_type() on new, with typmod, schema-qualified where not built in */
+	char	   *cast_type;		/* what text is cast to: a domain's base type, without typmod, by way of its input function */
 	bool		is_key;
 	bool		identity_always;	/* may be inserted (OVERRIDING SYSTEM VALUE), never updated */
 	bool		notnull;

@@ -5,7 +5,7 @@
  * in a select list, which costs no intermediate storage.  A value is cast to
  * its column's type without length or precision: an explicit cast to
  * varchar(3) would cut, while the assignment to the column, which follows,
- * raises an error.
+ * raises an error.  For the same reason a domain's value is cast to its base type.
  */
 #include "postgres.h"
 
@@ -13,11 +13,11 @@
 
 #include "apply_private.h"
 
-static char *sql_cast_type(const char *type);
+static const char *sql_output_type(const CutoverColumn *col);
 static void sql_source(StringInfo buf, const CutoverApplyTable *table, const Bitmapset *absent, const char *extra);
 static void sql_key_source(StringInfo buf, const CutoverApplyTable *table);
 static void sql_columns(StringInfo buf, const CutoverApplyTable *table, const Bitmapset *absent);
-static void sql_values(StringInfo buf, const CutoverApplyTable *table, const Bitmapset *absent, bool typmod);
+static void sql_values(StringInfo buf, const CutoverApplyTable *table, const Bitmapset *absent, bool output);
 static bool sql_assignments(StringInfo buf, const CutoverApplyTable *table, const Bitmapset *absent, bool excluded);
 static void sql_key_match(StringInfo buf, const CutoverApplyTable *table);
 static void sql_identity_match(StringInfo buf, const CutoverApplyTable *table, const Bitmapset *absent, bool same);
@@ -41,41 +41,16 @@ cutover_apply_sql_name(const CutoverApplyTable *table)
 }
 
 /*
- * A type without its length, in a form that does not mean length 1.
+ * The type in which a value is compared with the column's own output: with its
+ * scale or padding, but not with a length to which the cast would cut it.
  */
-static char *
-sql_cast_type(const char *type)
+static const char *
+sql_output_type(const CutoverColumn *col)
 {
-	StringInfoData buf;
-	const char *suffix = type + strlen(type);
-	bool		quoted = false;
-	int			depth = 0;
-
-	while (suffix - type >= 2 && strncmp(suffix - 2, "[]", 2) == 0)
-		suffix -= 2;
-	initStringInfo(&buf);
-	for (const char *p = type; p < suffix; p++)
-	{
-		if (*p == '"')
-			quoted = !quoted;
-		if (!quoted && *p == '(')
-			depth++;
-		if (depth == 0)
-			appendStringInfoCharMacro(&buf, *p);
-		if (!quoted && *p == ')')
-			depth--;
-	}
-	if (strcmp(buf.data, "character") == 0)
-		buf.len = 0, appendStringInfoString(&buf, "bpchar");
-	else if (strcmp(buf.data, "bit") == 0)
-		buf.len = 0, appendStringInfoString(&buf, "\"bit\"");
-	else if (strncmp(buf.data, "interval ", 9) == 0)
-		buf.len = 0, appendStringInfoString(&buf, "interval");
-	/* from text there is a cast of its own, which does not know "-"; from bpchar the type's input is used */
-	else if (strcmp(buf.data, "regclass") == 0 && *suffix == '\0')
-		buf.len = 0, appendStringInfoString(&buf, "bpchar::regclass");
-	appendStringInfoString(&buf, suffix);
-	return buf.data;
+	if (strchr(col->type, '(') == NULL || strncmp(col->type, "character varying", 17) == 0 ||
+		strncmp(col->type, "bit", 3) == 0)
+		return col->cast_type;
+	return col->type;
 }
 
 /*
@@ -134,7 +109,7 @@ sql_columns(StringInfo buf, const CutoverApplyTable *table, const Bitmapset *abs
  * The values of the columns in use, cast.
  */
 static void
-sql_values(StringInfo buf, const CutoverApplyTable *table, const Bitmapset *absent, bool typmod)
+sql_values(StringInfo buf, const CutoverApplyTable *table, const Bitmapset *absent, bool output)
 {
 	const char *sep = "";
 
@@ -142,7 +117,7 @@ sql_values(StringInfo buf, const CutoverApplyTable *table, const Bitmapset *abse
 		if (sql_uses(absent, i))
 		{
 			appendStringInfo(buf, "%su.c%d::%s", sep, i,
-							 typmod ? table->cols[i].type : sql_cast_type(table->cols[i].type));
+							 output ? sql_output_type(&table->cols[i]) : table->cols[i].cast_type);
 			sep = ", ";
 		}
 }
@@ -165,7 +140,7 @@ sql_assignments(StringInfo buf, const CutoverApplyTable *table, const Bitmapset 
 		if (excluded)
 			appendStringInfo(buf, "%s%s = excluded.%s", any ? ", " : "", name, name);
 		else
-			appendStringInfo(buf, "%s%s = u.c%d::%s", any ? ", " : "", name, i, sql_cast_type(col->type));
+			appendStringInfo(buf, "%s%s = u.c%d::%s", any ? ", " : "", name, i, col->cast_type);
 		any = true;
 	}
 	return any;
@@ -182,7 +157,7 @@ sql_key_match(StringInfo buf, const CutoverApplyTable *table)
 		const CutoverColumn *col = &table->cols[table->keycols[i]];
 
 		appendStringInfo(buf, "%st.%s %s u.c%d::%s", i > 0 ? " AND " : "", quote_identifier(col->name),
-						 col->equals ? col->equals : "=", table->keycols[i], sql_cast_type(col->type));
+						 col->equals ? col->equals : "=", table->keycols[i], col->cast_type);
 	}
 }
 
@@ -208,7 +183,7 @@ sql_identity_match(StringInfo buf, const CutoverApplyTable *table, const Bitmaps
 		if (table->cols[i].identity_always && !table->cols[i].is_key && sql_uses(absent, i))
 			/* there is one identity column at most, and it is an integer */
 			appendStringInfo(buf, " AND t.%s %s u.c%d::%s", quote_identifier(table->cols[i].name),
-							 same ? "=" : "<>", i, table->cols[i].type);
+							 same ? "=" : "<>", i, table->cols[i].cast_type);
 }
 
 /*

@@ -147,8 +147,18 @@ mapping_fetch_new(CutoverTable *table, CutoverEndpoint *ep, List *mapped)
 										"   AND ao.amoplefttype = oc.opcintype AND ao.amoprighttype = oc.opcintype"
 										"  JOIN pg_catalog.pg_operator o ON o.oid = ao.amopopr"
 										"  JOIN pg_catalog.pg_namespace s ON s.oid = o.oprnamespace"
-										"  WHERE oc.opcdefault AND oc.opcintype = a.atttypid AND a.atttypid >= 16384)"
+										"  WHERE oc.opcdefault AND oc.opcintype = base.typ AND base.typ >= 16384),"
+	/* a cast function from text may do other than the type's input; from bpchar there are none (but for name) */
+										" CASE WHEN base.typ <> 19 AND EXISTS (SELECT FROM pg_catalog.pg_cast"
+										"  WHERE castsource = 25 AND casttarget = base.typ AND castmethod = 'f')"
+										"  THEN 'bpchar::' ELSE '' END || pg_catalog.format_type(base.typ, -1)"
 										" FROM pg_catalog.pg_attribute a"
+	/* domains may stand on domains */
+										" CROSS JOIN LATERAL (WITH RECURSIVE t (typ, base) AS ("
+										"   SELECT a.atttypid, (SELECT y.typbasetype FROM pg_catalog.pg_type y WHERE y.oid = a.atttypid)"
+										"   UNION ALL SELECT t.base, (SELECT y.typbasetype FROM pg_catalog.pg_type y WHERE y.oid = t.base)"
+										"    FROM t WHERE t.base <> 0)"
+										"  SELECT t.typ FROM t WHERE t.base = 0) base"
 										" JOIN pg_catalog.pg_class c ON c.oid = a.attrelid"
 										" JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
 										" WHERE n.nspname = $1 AND c.relname = $2"
@@ -176,6 +186,7 @@ mapping_fetch_new(CutoverTable *table, CutoverEndpoint *ep, List *mapped)
 		col->notnull = CUTOVER_CELL(rows, i, 4)[0] == 't';
 		col->inexact = CUTOVER_CELL(rows, i, 5)[0] == 't';
 		col->equals = CUTOVER_CELL(rows, i, 6);
+		col->cast_type = CUTOVER_CELL(rows, i, 7);
 		n++;
 	}
 	table->apply.ncols = n;

@@ -3,7 +3,7 @@
  *
  * apply_test(conninfo, columns, ops, batch, mode) reads columns (a query with
  * table_id, schema, name, column, type, key position or 0, identity_always,
- * has_arbiter, may_conflict, fk_rank) and ops (table_id, op, values, absent
+ * has_arbiter, may_conflict, fk_rank, type to cast to) and ops (table_id, op, values, absent
  * column numbers from 1) and applies them, batch changes a transaction.  mode
  * is "set" or "one".  Returns milliseconds, failures and missed keys.
  */
@@ -79,6 +79,7 @@ read_tables(const char *sql)
 		col = &t->cols[t->ncols++];
 		col->name = cell(i, 4);
 		col->type = cell(i, 5);
+		col->cast_type = cell(i, 11);
 		col->is_key = key > 0;
 		col->identity_always = cell(i, 7)[0] == 't';
 		if (key > 0)
