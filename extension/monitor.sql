@@ -189,10 +189,10 @@ SELECT s.target, s.state, s.mode, s.epoch, s.write_ratio, s.read_ratio, s.shadow
 		WHEN s.state = 'finished' THEN NULL
 		WHEN pg_is_in_recovery() THEN 'this server is a standby: replication runs on its primary, and is seen there'
 		WHEN NOT s.ours THEN
-			'cutover_adopt(): this cluster is a copy of the one that the migration belongs to, and does nothing on new'
+			'cutover_adopt(' || r.argument || '): this cluster is a copy of the one that the migration belongs to, and does nothing on new'
 		WHEN s.state = 'idle' AND s.tables = 0 THEN 'cutover_add_table(): no table is under migration'
-		WHEN s.state = 'idle' THEN 'cutover_start()'
-		WHEN s.state = 'paused' THEN 'cutover_resume()'
+		WHEN s.state = 'idle' THEN 'cutover_start(' || r.argument || ')'
+		WHEN s.state = 'paused' THEN 'cutover_resume(' || r.argument || ')'
 		ELSE nullif(concat_ws('; ',
 			CASE WHEN s.state = 'rewound' THEN
 				'cutover_resync() of every table: new holds changes that old has lost' END,
@@ -218,7 +218,10 @@ SELECT s.target, s.state, s.mode, s.epoch, s.write_ratio, s.read_ratio, s.shadow
 				THEN 'what last_error says; it is tried again' END), '')
 	END AS waiting_for,
 	s.last_error, s.last_error_at
-FROM cutover._state s, (SELECT quote_ident(current_user)::regrole::oid) r (reader)
+FROM cutover._state s,
+	-- one of several targets has to be named
+	LATERAL (SELECT quote_ident(current_user)::regrole::oid,
+		CASE WHEN (SELECT count(*) FROM cutover._target) > 1 THEN quote_literal(s.target) ELSE '' END) r (reader, argument)
 ORDER BY s.target_id;
 COMMENT ON VIEW cutover.status IS 'one row for each target: where it is, and why nothing moves, if nothing moves';
 

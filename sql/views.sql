@@ -49,6 +49,14 @@ SELECT state, waiting_for FROM cutover.status;
 UPDATE cutover._target SET desired = 'finished';
 SELECT state, waiting_for FROM cutover.status;
 ROLLBACK;
+-- of several targets, which
+BEGIN;
+INSERT INTO cutover._target (target, server, migration_id, system_identifier, desired)
+SELECT v.target, v.target, gen_random_uuid(), system_identifier, v.desired
+FROM (VALUES ('it''s', 'idle'), ('y', 'paused')) v (target, desired), pg_control_system();
+SELECT target, state, waiting_for FROM cutover.status;
+SELECT target, table_name FROM cutover.tables;
+ROLLBACK;
 
 -- progress
 BEGIN;
