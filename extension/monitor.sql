@@ -281,7 +281,8 @@ COMMENT ON VIEW cutover.progress IS 'how far the copy of each table is; totals a
 
 CREATE VIEW cutover.replication AS
 SELECT s.target, NULL::name AS shard, 'forward'::text AS direction,
-	CASE WHEN s.state IN ('copying', 'streaming', 'rewound') AND s.pid IS NULL THEN 'down' ELSE s.state END AS state,
+	CASE WHEN s.state IN ('copying', 'streaming', 'rewound') AND s.pid IS NULL
+		THEN CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE 'down' END ELSE s.state END AS state,
 	s.queued_changes, cutover._queue_bytes(s.target_id) AS queue_bytes, s.lag,
 	coalesce(s.applied_changes, 0) AS applied_changes, coalesce(s.changes_per_s, 0) AS changes_per_s,
 	coalesce(s.retries, 0) AS retries, s.waiting_for, s.last_error, s.last_error_at, s.pid
