@@ -19,6 +19,7 @@
 #include "miscadmin.h"
 #include "postmaster/bgworker.h"
 #include "storage/dsm.h"
+#include "storage/ipc.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "storage/shm_mq.h"
@@ -161,6 +162,20 @@ action_read_result(shm_mq_handle *mqh, const char *function)
 }
 
 /*
+ * Cancelled, ended, or the worker failed: leave nothing running behind the
+ * caller's back.  Also called on the way out of a session that is ended.
+ */
+static void
+action_end_worker(int code, Datum arg)
+{
+	BackgroundWorkerHandle *handle = (BackgroundWorkerHandle *) DatumGetPointer(arg);
+
+	TerminateBackgroundWorker(handle);
+	if (!proc_exit_inprogress)
+		(void) WaitForBackgroundWorkerShutdown(handle);
+}
+
+/*
  * Refuse where the action could be undone, or start it and wait for its end.
  */
 char *
@@ -198,18 +213,11 @@ cutover_action_run(const char *function, const char *sql, int nargs, const char 
 	}
 
 	mqh = shm_mq_attach(queue, seg, handle);
-	PG_TRY();
+	PG_ENSURE_ERROR_CLEANUP(action_end_worker, PointerGetDatum(handle));
 	{
 		result = action_read_result(mqh, function);
 	}
-	PG_CATCH();
-	{
-		/* cancelled, or the worker failed: leave nothing running behind the caller's back */
-		TerminateBackgroundWorker(handle);
-		(void) WaitForBackgroundWorkerShutdown(handle);
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
+	PG_END_ENSURE_ERROR_CLEANUP(action_end_worker, PointerGetDatum(handle));
 
 	/* its locks go with it: the next action must not find them */
 	(void) WaitForBackgroundWorkerShutdown(handle);
