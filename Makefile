@@ -102,7 +102,11 @@ REGRESS = \
 	views
 
 # sql/isolation/specs/<name>.spec with sql/isolation/expected/<name>.out
-ISOLATION =
+ISOLATION = \
+	capture_gap \
+	capture_install \
+	capture_order \
+	capture_segment
 
 TAP = $(wildcard t/*.pl)
 

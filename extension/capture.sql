@@ -23,6 +23,10 @@ CREATE FUNCTION cutover._block_changes(data bytea)
 	RETURNS TABLE (op "char", flags int, layout_id int, old_row text, new_row text, detail text)
 	LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'cutover_block_changes';
 
+-- Is there no open transaction that left changes of the table out?  Its copy may begin then.
+CREATE FUNCTION cutover._no_gap(table_id int) RETURNS boolean
+	LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'cutover_control_no_gap';
+
 CREATE TRIGGER invalidate AFTER INSERT OR UPDATE OR DELETE ON cutover._target
 	FOR EACH STATEMENT EXECUTE FUNCTION cutover._invalidate();
 CREATE TRIGGER invalidate AFTER INSERT OR UPDATE OR DELETE ON cutover._table

@@ -23,6 +23,7 @@
 PG_FUNCTION_INFO_V1(cutover_control_caller);
 PG_FUNCTION_INFO_V1(cutover_control_enqueue);
 PG_FUNCTION_INFO_V1(cutover_control_invalidate);
+PG_FUNCTION_INFO_V1(cutover_control_no_gap);
 PG_FUNCTION_INFO_V1(cutover_control_refresh);
 
 /*
@@ -161,4 +162,13 @@ cutover_control_refresh(PG_FUNCTION_ARGS)
 							control_key_tuple(entry, rel, PG_GETARG_JSONB_P(1)));
 	relation_close(rel, NoLock);
 	PG_RETURN_VOID();
+}
+
+/*
+ * cutover._no_gap(table_id int)
+ */
+Datum
+cutover_control_no_gap(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(cutover_capture_no_gap(PG_GETARG_INT32(0)));
 }

@@ -344,7 +344,7 @@ cutover_queue_mark(int32 target_id, int32 table_id, const char *reason)
 	memcpy(p + 13, reason, len);
 	block.data = change;
 	block.len = p + 13 + len - change;
-	block.seq = PG_INT32_MAX;
+	block.seq = PG_INT32_MAX - 1;	/* after all others */
 	block.n = 1;
 	if (target->active && cutover_queue_try_write(target, &block, 1, &message))
 		return;
