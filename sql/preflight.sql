@@ -1,7 +1,7 @@
 -- preflight finds beforehand what would go wrong later
 \set SHOW_CONTEXT never
-CREATE DATABASE regress_cutover_old;
-CREATE DATABASE regress_cutover_new;
+CREATE DATABASE regress_cutover_old ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0;
+CREATE DATABASE regress_cutover_new ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0;
 SELECT current_database() AS home \gset
 \c regress_cutover_old
 CREATE EXTENSION cutover;
@@ -166,6 +166,15 @@ UPDATE cutover._target SET system_identifier = 1;
 SELECT level, check_name, message FROM cutover_preflight() WHERE check_name = 'identity';
 UPDATE cutover._target SET system_identifier = (SELECT system_identifier FROM pg_control_system());
 
+-- other encodings
+CREATE DATABASE regress_cutover_latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0;
+CREATE DATABASE regress_cutover_ascii ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0;
+SELECT cutover_add_target('latin', replace(:'address_me', 'regress_cutover_new', 'regress_cutover_latin')),
+	cutover_add_target('ascii', replace(:'address_me', 'regress_cutover_new', 'regress_cutover_ascii'));
+SELECT level, check_name, message FROM cutover_preflight('latin') WHERE check_name IN ('encoding', 'tables');
+SELECT level, check_name, message FROM cutover_preflight('ascii') WHERE check_name IN ('encoding', 'tables');
+SELECT cutover_drop_target('latin'), cutover_drop_target('ascii');
+
 -- whose is new
 \c regress_cutover_new
 UPDATE cutover.migration SET migration_id = gen_random_uuid();
@@ -192,4 +201,6 @@ DROP EXTENSION cutover CASCADE;
 \c :home
 DROP DATABASE regress_cutover_old;
 DROP DATABASE regress_cutover_new;
+DROP DATABASE regress_cutover_latin;
+DROP DATABASE regress_cutover_ascii;
 DROP ROLE regress_cutover_app, regress_cutover_other;
