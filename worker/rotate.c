@@ -28,6 +28,8 @@
 #define ROTATE_MIN_BYTES (INT64CONST(1024) * 1024)
 #define ROTATE_MAX_AGE "60 s"
 
+static int64 grow_to = 0;		/* size that the present segment may have before the next attempt */
+
 static Oid
 rotate_segment(CutoverSession *session, int segment)
 {
@@ -79,14 +81,14 @@ rotate_bytes(CutoverSession *session, int segment)
  * Which segment is written, if it is time for the next; else -1.
  */
 static int
-rotate_due(CutoverSession *session)
+rotate_due(CutoverSession *session, int64 *size)
 {
 	int			segment = pg_strtoint32(rotate_value(session, "SELECT write_segment FROM cutover._target WHERE target_id = $1"));
-	int64		bytes = rotate_bytes(session, segment);
+	int64		bytes = *size = rotate_bytes(session, segment);
 	int64		limit = (int64) cutover_guc_queue_limit * 1024 * 1024;
 	char	   *old;
 
-	if (bytes >= (int64) cutover_guc_queue_segment_size * 1024 * 1024)
+	if (bytes >= Max((int64) cutover_guc_queue_segment_size * 1024 * 1024, grow_to))
 		return segment;
 	/* three segments must fit below the limit; at the limit nothing is written that would fill this one */
 	if (limit > 0 &&
@@ -99,17 +101,14 @@ rotate_due(CutoverSession *session)
 }
 
 /*
- * Does a segment hold anything that new did not have when the present segment
- * was begun?
+ * Does a segment hold anything that is not visible in a snapshot?  NULL: anything at all.
  */
 static bool
-rotate_is_needed(CutoverSession *session, int segment)
+rotate_is_needed(CutoverSession *session, int segment, const char *snapshot)
 {
-	char	   *snapshot;
 	char	   *sql;
 	bool		needed;
 
-	snapshot = rotate_value(session, "SELECT rotated_snapshot FROM cutover._rotation WHERE target_id = $1");
 	if (snapshot == NULL)
 		sql = psprintf("SELECT 1 FROM cutover._queue_%d_%d WHERE $1 IS NOT NULL LIMIT 1", session->target_id, segment);
 	else
@@ -125,15 +124,44 @@ rotate_is_needed(CutoverSession *session, int segment)
 }
 
 /*
+ * Count from now on what new may fall back by: a transaction that was open
+ * when the present segment was begun keeps the next one from being emptied
+ * for good else.
+ */
+static void
+rotate_count_anew(CutoverSession *session, int64 bytes)
+{
+	Oid			types[3] = {INT4OID, TEXTOID, INT8OID};
+	Datum		args[3] = {Int32GetDatum(session->target_id), CStringGetTextDatum(session->progress.snapshot), Int64GetDatum(session->progress.k)};
+
+	if (SPI_execute_with_args("INSERT INTO cutover._rotation AS r (target_id, rotated_k, rotated_snapshot, truncated_k)"
+							  " VALUES ($1, $3, $2::pg_snapshot, 0)"
+							  " ON CONFLICT (target_id) DO UPDATE SET rotated_k = EXCLUDED.rotated_k,"
+							  " rotated_snapshot = EXCLUDED.rotated_snapshot",
+							  3, types, args, NULL, false, 0) != SPI_OK_INSERT ||
+		SPI_execute_with_args("UPDATE cutover._target SET rotated_at = pg_catalog.clock_timestamp() WHERE target_id = $1",
+							  1, types, args, NULL, false, 0) != SPI_OK_UPDATE)
+		elog(ERROR, "could not record the rotation");
+	grow_to = bytes + (int64) cutover_guc_queue_segment_size * 1024 * 1024;
+}
+
+/*
  * Empty a segment if nothing in it can be needed any more.
  */
 static bool
-rotate_empty(CutoverSession *session, int segment)
+rotate_empty(CutoverSession *session, int segment, int64 bytes)
 {
+	char	   *began;
+
 	if (!ConditionalLockRelationOid(rotate_segment(session, segment), AccessExclusiveLock))
 		return false;
-	if (rotate_is_needed(session, segment))
+	began = rotate_value(session, "SELECT rotated_snapshot FROM cutover._rotation WHERE target_id = $1");
+	if (rotate_is_needed(session, segment, began))
+	{
+		if (!rotate_is_needed(session, segment, session->progress.snapshot))
+			rotate_count_anew(session, bytes);
 		return false;
+	}
 	if (SPI_execute(psprintf("TRUNCATE cutover._queue_%d_%d", session->target_id, segment), false, 0) != SPI_OK_UTILITY)
 		elog(ERROR, "could not empty a queue segment");
 	return true;
@@ -160,6 +188,7 @@ rotate_switch(CutoverSession *session, int next)
 							  " rotated_k = EXCLUDED.rotated_k, rotated_snapshot = EXCLUDED.rotated_snapshot",
 							  3, types2, args2, NULL, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "could not record the rotation");
+	grow_to = 0;
 }
 
 /*
@@ -169,6 +198,7 @@ bool
 cutover_rotate(CutoverSession *session)
 {
 	int			segment;
+	int64		bytes;
 	bool		rotated = false;
 
 	if (session->progress.window_snapshot != NULL)
@@ -176,14 +206,14 @@ cutover_rotate(CutoverSession *session)
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
-	segment = rotate_due(session);
+	segment = rotate_due(session, &bytes);
 	if (segment >= 0)
 	{
 		int			next = (segment + 1) % 3;
 
 		/* what is about to be forgotten must be durable on new */
 		cutover_session_flush(session);
-		rotated = rotate_empty(session, next);
+		rotated = rotate_empty(session, next, bytes);
 		if (rotated)
 			rotate_switch(session, next);
 	}
