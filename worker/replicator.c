@@ -44,7 +44,7 @@
 
 #define IDLE_MS 1000
 #define COPY_POLL_MS 100
-#define ROTATE_EVERY_MS 2000
+#define ROTATE_EVERY_MS 500
 #define TARGET_EVERY_MS 200
 
 typedef struct Replicator
