@@ -13,6 +13,7 @@
 #include "access/xact.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/timestamp.h"
 
 #include "block.h"
 #include "buffer.h"
@@ -30,6 +31,8 @@
 #define BUFFER_SPILL_MIN (8 * BUFFER_BLOCK_SIZE)
 /* Memory that is kept for the next transaction. */
 #define BUFFER_KEEP (64 * 1024)
+/* How often a backend tries to start a worker that it can't see. */
+#define BUFFER_START_PACE_MS 5000
 
 typedef struct BufferRun
 {
@@ -316,8 +319,18 @@ buffer_write_blocks(ChangeBuffer *buf, CutoverTarget *target, const CutoverBlock
 static void
 buffer_find_worker(ChangeBuffer *buf, CutoverTarget *target)
 {
+	static TimestampTz tried_at = 0;
+
 	if (target->slot == NULL)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		/* no room in shared memory: the start isn't paced there, then */
+		if (tried_at != 0 && now >= tried_at && !TimestampDifferenceExceeds(tried_at, now, BUFFER_START_PACE_MS))
+			return;
 		target->slot = cutover_shmem_slot(target->target_id, true);
+		tried_at = target->slot == NULL ? now : 0;
+	}
 	buf->slot = target->slot;
 	if (target->running && (target->slot == NULL || target->slot->pid == 0))
 		cutover_launcher_start_replicator(target->target_id);

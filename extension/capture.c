@@ -137,9 +137,9 @@ capture_superseded(HeapTuple tuple)
 }
 
 /*
- * Has a later command's change of this table been captured before this one?
- * Then a trigger of the user ran in between, and an old key may by now belong to a
- * newer row.  Notes the command.
+ * May an old key by now belong to a newer row?  It may if the key's constraint
+ * is deferrable, and if a later command's change of this table was captured before this one:
+ * then a trigger of the user ran in between.  Notes the command.
  */
 static inline bool
 capture_out_of_order(CutoverRelation *entry, CommandId cid)
@@ -147,16 +147,11 @@ capture_out_of_order(CutoverRelation *entry, CommandId cid)
 	CutoverTableState *state = entry->state;
 	LocalTransactionId lxid = cutover_my_lxid_compat();
 
-	if (state->lxid != lxid)
-	{
-		state->lxid = lxid;
-		state->last_cid = cid;
-		return false;
-	}
-	if (cid < state->last_cid)
+	if (state->lxid == lxid && cid < state->last_cid)
 		return true;
+	state->lxid = lxid;
 	state->last_cid = cid;
-	return false;
+	return entry->key_reused;
 }
 
 /*

@@ -9,11 +9,13 @@
 #include "postgres.h"
 
 #include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/relation.h"
 #include "access/table.h"
 #include "access/xlog.h"
 #include "catalog/namespace.h"
 #include "catalog/partition.h"
+#include "catalog/pg_index.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "nodes/nodeFuncs.h"
@@ -26,6 +28,7 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 #include "tracked.h"
 
@@ -398,6 +401,38 @@ tracked_map_attnum(Oid root, Oid relid, AttrNumber attnum)
 }
 
 /*
+ * Is there a unique index on just the key that is checked row by row?  One
+ * that is checked at the end of statement or transaction lets two rows have a key for a while.
+ */
+static bool
+tracked_key_is_immediate(const CutoverRelation *entry, Relation rel)
+{
+	List	   *indexes = RelationGetIndexList(rel);
+	ListCell   *lc;
+	bool		found = false;
+
+	foreach(lc, indexes)
+	{
+		HeapTuple	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(lfirst_oid(lc)));
+		Form_pg_index index;
+		int			matching = 0;
+
+		if (!HeapTupleIsValid(tuple))
+			continue;
+		index = (Form_pg_index) GETSTRUCT(tuple);
+		if (index->indisunique && index->indimmediate && index->indisvalid && index->indnkeyatts == entry->nkeys &&
+			heap_attisnull(tuple, Anum_pg_index_indpred, NULL))
+			for (int i = 0; i < entry->nkeys; i++)
+				for (int k = 0; k < entry->nkeys; k++)
+					matching += index->indkey.values[i] == entry->keys[k];
+		found |= matching == entry->nkeys && entry->nkeys > 0;
+		ReleaseSysCache(tuple);
+	}
+	list_free(indexes);
+	return found;
+}
+
+/*
  * Key columns in the numbering of rel, and what follows from them.
  */
 static void
@@ -433,6 +468,7 @@ tracked_fill_key(CutoverRelation *entry, Relation rel, const TableRow *row)
 			entry->hot_keeps_key = false;
 	}
 	bms_free(indexed);
+	entry->key_reused = !tracked_key_is_immediate(entry, rel);
 	if (natts > 0)
 	{
 		entry->key_desc = CreateTemplateTupleDesc(natts);

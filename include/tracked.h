@@ -47,6 +47,7 @@ typedef struct CutoverRelation
 	bool		marked;			/* phase resync_needed: what happens now is in the next copy */
 	bool		copying;		/* no value may be left out of an image */
 	bool		hot_keeps_key;	/* a heap-only update can't have changed the key */
+	bool		key_reused;		/* the key isn't unique at every moment: an old key may already be a newer row's */
 	bool		whole_old;		/* old images are whole rows */
 	bool		key_lost;		/* a key column was dropped */
 	int32		table_id;

@@ -166,6 +166,15 @@ CREATE TRIGGER nested AFTER UPDATE ON t FOR EACH ROW EXECUTE FUNCTION test.neste
 UPDATE t SET v = 'outer';
 SELECT * FROM test.queue();
 DROP TRIGGER nested ON t;
+-- a key that two rows may have for a while: old keys are read again
+CREATE TABLE du (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, v text);
+SELECT test.add('du') > 0 AS added;
+INSERT INTO du VALUES (1, 'a'), (2, 'b');
+UPDATE du SET id = 3 - id;
+BEGIN; INSERT INTO du VALUES (1, 'new'); DELETE FROM du WHERE v = 'b'; COMMIT;
+SELECT * FROM test.queue();
+DROP TABLE du;
+SELECT op FROM test.queue();
 -- triggers deferred to the commit
 CREATE FUNCTION test.late() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
