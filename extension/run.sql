@@ -92,16 +92,33 @@ $$;
 CREATE FUNCTION cutover._try_capture(table_id int, install boolean) RETURNS boolean
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-	PERFORM set_config('lock_timeout', current_setting('cutover.lock_timeout'), true);
 	IF install THEN
 		PERFORM cutover._install_capture(table_id);
 	ELSE
 		PERFORM cutover._remove_capture(table_id);
 	END IF;
-	PERFORM set_config('lock_timeout', '0', true);
 	RETURN true;
 EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
 	RETURN false;
+END
+$$;
+
+-- The same in a transaction of the caller, who can't be made to wait long.
+CREATE FUNCTION cutover._change_capture(table_id int, install boolean) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	v_table regclass := (SELECT t.old_table FROM cutover._table t WHERE t.table_id = _change_capture.table_id);
+BEGIN
+	FOR v_attempt IN 1..4 LOOP
+		IF cutover._try_capture(table_id, install) THEN
+			RETURN;
+		END IF;
+		PERFORM pg_sleep(0.1 * v_attempt);
+	END LOOP;
+	RAISE EXCEPTION 'could not lock table % to % capture', v_table, CASE WHEN install THEN 'begin' ELSE 'end' END
+		USING ERRCODE = '55P03',
+		DETAIL = coalesce('It is in use by ' || cutover._blockers(v_table) || '.', 'It was in use at every attempt.'),
+		HINT = 'End these transactions, or try again at a quieter time. Nothing has been changed.';
 END
 $$;
 
@@ -225,7 +242,7 @@ BEGIN
 	IF v_failed IS NOT NULL THEN
 		CALL cutover._undo_start(target_id);
 		RAISE EXCEPTION 'could not lock table % to put capture on', v_failed::regclass USING ERRCODE = '55P03',
-			DETAIL = coalesce(format('It is in use by %s.', v_blockers), 'It was in use at every attempt.'),
+			DETAIL = coalesce('It is in use by ' || v_blockers || '.', 'It was in use at every attempt.'),
 			HINT = 'End these transactions, or call cutover_start() at a quieter time. Nothing has been changed.';
 	END IF;
 
@@ -649,7 +666,7 @@ BEGIN
 	CALL cutover._capture_all(target_id, false, v_failed, v_blockers);
 	IF v_failed IS NOT NULL THEN
 		RAISE EXCEPTION 'could not lock table % to take capture off', v_failed::regclass USING ERRCODE = '55P03',
-			DETAIL = coalesce(format('It is in use by %s.', v_blockers), 'It was in use at every attempt.'),
+			DETAIL = coalesce('It is in use by ' || v_blockers || '.', 'It was in use at every attempt.'),
 			HINT = 'End these transactions and call cutover_cancel() again: it goes on from here.';
 	END IF;
 	PERFORM cutover._drop_new_side(target_id);

@@ -330,7 +330,7 @@ BEGIN
 	PERFORM cutover._write_columns(v_id, old_table, columns, format('%I.%I', v_new.new_schema, v_new.new_name),
 		cutover._new_columns(v_target.server, v_new.new_schema, v_new.new_name));
 	IF v_target.desired IN ('running', 'paused') THEN
-		PERFORM cutover._install_capture(v_id);
+		PERFORM cutover._change_capture(v_id, true);
 		PERFORM cutover._wake_replicator(v_target.target_id);
 	END IF;
 	PERFORM cutover._log_event('add_table', jsonb_build_object('table', old_table::text,
@@ -472,7 +472,7 @@ BEGIN
 		-- first, while nothing is locked here that a copier of this table could wait for
 		PERFORM cutover._restore_deferred(v_table.table_id);
 		PERFORM cutover._enqueue_control(v_target.target_id, v_table.table_id, 'Z', '');
-		PERFORM cutover._remove_capture(v_table.table_id);
+		PERFORM cutover._change_capture(v_table.table_id, false);
 		PERFORM cutover._wake_replicator(v_target.target_id);
 	END IF;
 	PERFORM cutover._log_event('remove_table', jsonb_build_object('table', v_table.old_table::regclass::text), v_target.target_id);
