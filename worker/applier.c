@@ -148,6 +148,8 @@ cutover_applier_emit(CutoverApplier *applier, CutoverLayout *layout, HeapTuple i
 		cutover_apply_add(applier->apply, &table->apply, row);
 		return;
 	}
+	if (table->phase == CUTOVER_PHASE_RESYNC_NEEDED)
+		return;					/* stopped by the change's other half */
 	cutover_applier_begin(applier);
 	if (cutover_apply_one(applier->apply, &table->apply, row, &error, &missed))
 	{
@@ -155,8 +157,11 @@ cutover_applier_emit(CutoverApplier *applier, CutoverLayout *layout, HeapTuple i
 			cutover_refresh_add(applier, layout, image, false, false);
 		return;
 	}
+	/* no row of this table can be written: the mapping was read afresh before the replay */
+	if (ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION)
+		cutover_applier_stop(applier, table, psprintf("new does not take its rows: %s", error->message));
 	/* a unique value may still sit in a row that a later change takes it from; a parent may come later */
-	if (table->nkeys > 0 &&
+	else if (table->nkeys > 0 &&
 		(error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION || error->sqlerrcode == ERRCODE_EXCLUSION_VIOLATION))
 		cutover_refresh_add(applier, layout, image, true, true);
 	else if (table->nkeys > 0 && error->sqlerrcode == ERRCODE_FOREIGN_KEY_VIOLATION)

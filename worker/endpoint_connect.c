@@ -354,7 +354,7 @@ cutover_endpoint_set_timeout(CutoverEndpoint *ep, int seconds)
 	return former;
 }
 
-#ifndef LIBPQ_HAS_ASYNC_CANCEL
+#if PG_VERSION_NUM < 170000
 /*
  * PQcancel waits without limit for a server that takes the connection and then
  * does not answer, and nothing interrupts it.  It may be called from a signal
@@ -400,7 +400,7 @@ cutover_endpoint_cancel(CutoverEndpoint *ep)
 {
 	if (ep->unanswered)
 		return;
-#ifdef LIBPQ_HAS_ASYNC_CANCEL
+#if PG_VERSION_NUM >= 170000
 	(void) libpqsrv_cancel(ep->conn, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ENDPOINT_CLEANUP_TIMEOUT * 1000));
 #else
 	endpoint_cancel_in_child(ep);

@@ -151,7 +151,8 @@ mapping_fetch_new(CutoverTable *table, CutoverEndpoint *ep, List *mapped)
 	/* a cast function from text may do other than the type's input; from bpchar there are none (but for name) */
 										" CASE WHEN base.typ <> 19 AND EXISTS (SELECT FROM pg_catalog.pg_cast"
 										"  WHERE castsource = 25 AND casttarget = base.typ AND castmethod = 'f')"
-										"  THEN 'bpchar::' ELSE '' END || pg_catalog.format_type(base.typ, -1)"
+										"  THEN 'bpchar::' ELSE '' END || pg_catalog.format_type(base.typ, -1),"
+										" c.relkind = 'r'"
 										" FROM pg_catalog.pg_attribute a"
 	/* domains may stand on domains */
 										" CROSS JOIN LATERAL (WITH RECURSIVE t (typ, base) AS ("
@@ -187,6 +188,7 @@ mapping_fetch_new(CutoverTable *table, CutoverEndpoint *ep, List *mapped)
 		col->inexact = CUTOVER_CELL(rows, i, 5)[0] == 't';
 		col->equals = CUTOVER_CELL(rows, i, 6);
 		col->cast_type = CUTOVER_CELL(rows, i, 7);
+		table->apply.truncate_only = CUTOVER_CELL(rows, i, 8)[0] == 't';
 		n++;
 	}
 	table->apply.ncols = n;

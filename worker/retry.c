@@ -39,7 +39,8 @@ static const int retry_transient[] = {
 	ERRCODE_CANNOT_CONNECT_NOW,
 	ERRCODE_IN_FAILED_SQL_TRANSACTION,
 	ERRCODE_INVALID_SQL_STATEMENT_NAME, /* a pooler dropped what we had prepared */
-	ERRCODE_IO_ERROR
+	ERRCODE_IO_ERROR,
+	ERRCODE_INSUFFICIENT_PRIVILEGE	/* a matter between people: neither row nor table is at fault */
 };
 
 static bool retry_is_one_of(int code, const int *codes, int n);
