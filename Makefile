@@ -73,9 +73,13 @@ SQL_PARTS = \
 	extension/capture.sql \
 	extension/remote.sql \
 	extension/action.sql \
+	extension/new_side.sql \
 	extension/target.sql \
 	extension/table.sql \
 	extension/run.sql \
+	extension/ddl.sql \
+	extension/apply_error.sql \
+	extension/leave.sql \
 	extension/preflight.sql \
 	extension/preflight_tables.sql \
 	extension/mode.sql \

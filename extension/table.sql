@@ -169,6 +169,27 @@ BEGIN
 END
 $$;
 
+-- Refuses a mapping after which rows of new can't be told apart as those of old.
+CREATE FUNCTION cutover._check_key_survives(table_id int, rel regclass, new_table text) RETURNS void
+LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	v_key int2[] := cutover._find_key(rel);
+	v_lost text;
+BEGIN
+	SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) INTO v_lost
+	FROM pg_attribute a
+	WHERE a.attrelid = rel AND a.attnum = ANY (v_key)
+		AND NOT EXISTS (SELECT FROM cutover._column c, LATERAL (SELECT CASE WHEN c.attnum IS NOT NULL THEN ARRAY[c.attnum]
+				ELSE cutover._expression_attnums(c.expr) END AS attnums) r
+			WHERE c.table_id = _check_key_survives.table_id AND a.attnum = ANY (r.attnums) AND r.attnums <@ v_key);
+	IF v_lost IS NOT NULL THEN
+		RAISE EXCEPTION 'the key of table % does not survive the mapping', rel USING ERRCODE = '22023',
+			DETAIL = format('No column of %s is made of key columns alone and holds %s.', new_table, v_lost),
+			HINT = 'Map every key column to a column of new, for example {"id": "id"}.';
+	END IF;
+END
+$$;
+
 -- Fills _column for a table.
 CREATE FUNCTION cutover._write_columns(table_id int, rel regclass, columns jsonb, new_table text, new_columns jsonb) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
@@ -179,8 +200,6 @@ DECLARE
 	v_attnum int2;
 	v_node pg_node_tree;
 	v_read int2[] := '{}';
-	v_key int2[] := cutover._find_key(rel);
-	v_lost text;
 BEGIN
 	FOR v_name, v_expr IN SELECT e.key, e.value FROM jsonb_each_text(coalesce(columns, '{}')) e ORDER BY 1 LOOP
 		IF v_name = '' OR octet_length(v_name) > 63 THEN
@@ -224,17 +243,7 @@ BEGIN
 		AND a.attgenerated <> 'v';
 
 	IF columns IS NOT NULL THEN
-		SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) INTO v_lost
-		FROM pg_attribute a
-		WHERE a.attrelid = rel AND a.attnum = ANY (v_key)
-			AND NOT EXISTS (SELECT FROM cutover._column c, LATERAL (SELECT CASE WHEN c.attnum IS NOT NULL THEN ARRAY[c.attnum]
-					ELSE cutover._expression_attnums(c.expr) END AS attnums) r
-				WHERE c.table_id = _write_columns.table_id AND a.attnum = ANY (r.attnums) AND r.attnums <@ v_key);
-		IF v_lost IS NOT NULL THEN
-			RAISE EXCEPTION 'the key of table % does not survive the mapping', rel USING ERRCODE = '22023',
-				DETAIL = format('No column of %s is made of key columns alone and holds %s.', new_table, v_lost),
-				HINT = 'Map every key column to a column of new, for example {"id": "id"}.';
-		END IF;
+		PERFORM cutover._check_key_survives(table_id, rel, new_table);
 	END IF;
 END
 $$;
@@ -260,6 +269,23 @@ BEGIN
 END
 $$;
 
+-- Refuses reverse_columns that names what old doesn't have.
+CREATE FUNCTION cutover._check_reverse_columns(old_table regclass, reverse_columns jsonb) RETURNS void
+LANGUAGE plpgsql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	v_bad text;
+BEGIN
+	PERFORM cutover._check_mapping('reverse_columns', reverse_columns, false);
+	SELECT k INTO v_bad FROM jsonb_object_keys(reverse_columns) k WHERE NOT EXISTS (SELECT FROM pg_attribute a
+		WHERE a.attrelid = old_table AND a.attname = k AND a.attnum > 0 AND NOT a.attisdropped) ORDER BY 1 LIMIT 1;
+	IF FOUND THEN
+		RAISE EXCEPTION 'column "%" of table % does not exist', v_bad, old_table USING ERRCODE = '42703',
+			DETAIL = 'reverse_columns names columns of old.',
+			HINT = 'Write {"column of old": "expression over the row of new"}.';
+	END IF;
+END
+$$;
+
 -- One table: checks, rows, capture.  Returns its table_id.
 CREATE FUNCTION cutover._add_one_table(old_table regclass, new_table text, columns jsonb, row_filter text, version_column name,
 	final_when text, reverse_columns jsonb, target_id int) RETURNS int
@@ -271,7 +297,6 @@ DECLARE
 	v_new record;
 	v_id int;
 	v_filter pg_node_tree;
-	v_bad text;
 BEGIN
 	SELECT * INTO v_unfit FROM cutover._unfit_relation(old_table);
 	IF v_unfit.message IS NOT NULL THEN
@@ -313,14 +338,7 @@ BEGIN
 		PERFORM cutover._check_mapping('columns', columns, true);
 	END IF;
 	IF reverse_columns IS NOT NULL THEN
-		PERFORM cutover._check_mapping('reverse_columns', reverse_columns, false);
-		SELECT k INTO v_bad FROM jsonb_object_keys(reverse_columns) k WHERE NOT EXISTS (SELECT FROM pg_attribute a
-			WHERE a.attrelid = old_table AND a.attname = k AND a.attnum > 0 AND NOT a.attisdropped) ORDER BY 1 LIMIT 1;
-		IF FOUND THEN
-			RAISE EXCEPTION 'column "%" of table % does not exist', v_bad, old_table USING ERRCODE = '42703',
-				DETAIL = 'reverse_columns names columns of old.',
-				HINT = 'Write {"column of old": "expression over the row of new"}.';
-		END IF;
+		PERFORM cutover._check_reverse_columns(old_table, reverse_columns);
 	END IF;
 	INSERT INTO cutover._table (target_id, old_table, new_schema, new_name, default_columns, row_filter, row_filter_expr,
 		version_column, final_when, reverse_columns, key_attnums)

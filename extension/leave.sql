@@ -1,0 +1,96 @@
+-- leave.sql: taking a migration over, giving it up, completing it.
+
+CREATE PROCEDURE cutover._do_adopt(target_id int)
+LANGUAGE plpgsql AS $$
+DECLARE
+	v_target cutover._target := cutover._begin_action(target_id, true);
+	v_system bigint := (SELECT system_identifier FROM pg_control_system());
+	v_there jsonb;
+BEGIN
+	SELECT r INTO v_there FROM cutover._remote(v_target.server,
+		'UPDATE cutover.migration SET instance = NULL, lease_until = NULL, old_system_identifier = $2::bigint
+		WHERE migration_id = $1::uuid RETURNING target', v_target.migration_id::text, v_system::text) r;
+	IF v_there IS NULL THEN
+		RAISE EXCEPTION 'new is not under this migration any more' USING ERRCODE = '55000',
+			DETAIL = format('Target "%s" leads to a database that holds no progress of it.', v_target.target),
+			HINT = 'Give the migration up here with cutover_cancel().';
+	END IF;
+	UPDATE cutover._target t SET system_identifier = v_system WHERE t.target_id = _do_adopt.target_id;
+	PERFORM cutover._log_event('adopt', jsonb_build_object('system_identifier', v_system), target_id);
+	COMMIT;
+	IF v_target.desired = 'running' THEN
+		PERFORM cutover._start_replicator(target_id);
+		PERFORM cutover._wake_replicator(target_id);
+	END IF;
+END
+$$;
+
+CREATE FUNCTION @extschema@.cutover_adopt(target name DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	PERFORM cutover._action('cutover_adopt', 'CALL cutover._do_adopt($1::int)', ARRAY[cutover._target_id(target)::text]);
+END
+$$;
+COMMENT ON FUNCTION @extschema@.cutover_adopt(name) IS
+'Run: tells a restored copy of old that it is now the real one, and may act on new';
+
+CREATE PROCEDURE cutover._do_cancel(target_id int)
+LANGUAGE plpgsql AS $$
+DECLARE
+	v_target cutover._target := cutover._begin_action(target_id, true);
+	v_failed oid;
+	v_blockers text;
+	v_done boolean;
+BEGIN
+	IF v_target.mode <> 'old_only' THEN
+		RAISE EXCEPTION 'target "%" is in mode %', v_target.target, v_target.mode USING ERRCODE = '55000',
+			DETAIL = 'Old alone would not have what new was given.',
+			HINT = 'Go back with cutover_set_mode(''old_only'') first.';
+	ELSIF v_target.desired = 'finished' THEN
+		RAISE EXCEPTION 'target "%" is finished', v_target.target USING ERRCODE = '55000',
+			DETAIL = 'New is the only one now.', HINT = 'Forget it with cutover_drop_target().';
+	END IF;
+	UPDATE cutover._target t SET desired = 'idle' WHERE t.target_id = _do_cancel.target_id;
+	COMMIT;
+	CALL cutover._await_stop(target_id);
+	CALL cutover._capture_all(target_id, false, v_failed, v_blockers);
+	IF v_failed IS NOT NULL THEN
+		RAISE EXCEPTION 'could not lock table % to take capture off', v_failed::regclass USING ERRCODE = '55P03',
+			DETAIL = coalesce('It is in use by ' || v_blockers || '.', 'It was in use at every attempt.'),
+			HINT = 'End these transactions and call cutover_cancel() again: it goes on from here.';
+	END IF;
+	PERFORM cutover._drop_new_side(target_id);
+	PERFORM cutover._log_event('cancel', '{}', target_id);
+	PERFORM cutover._forget_target_rows(target_id);
+	COMMIT;
+	PERFORM cutover._forget_target(target_id);
+END
+$$;
+
+CREATE FUNCTION @extschema@.cutover_cancel(target name DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	PERFORM cutover._action('cutover_cancel', 'CALL cutover._do_cancel($1::int)', ARRAY[cutover._target_id(target)::text]);
+END
+$$;
+COMMENT ON FUNCTION @extschema@.cutover_cancel(name) IS
+'Run: gives the migration up; our objects on both sides go, what was taken off new comes back, rows copied stay there';
+
+CREATE FUNCTION @extschema@.cutover_finish(target name DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	v_target cutover._target;
+BEGIN
+	SELECT * INTO v_target FROM cutover._target t WHERE t.target_id = cutover._target_id(cutover_finish.target);
+	IF v_target.mode <> 'new_only' THEN
+		RAISE EXCEPTION 'target "%" cannot be finished in mode %', v_target.target, v_target.mode USING ERRCODE = '55000',
+			DETAIL = 'Old still accepts writes.',
+			HINT = 'Switch with cutover_set_mode(''new_only'') first, or give the migration up with cutover_cancel().';
+	END IF;
+	RAISE EXCEPTION 'cutover_finish is not supported yet' USING ERRCODE = '0A000',
+		DETAIL = format('Target "%s" is in mode new_only.', v_target.target),
+		HINT = 'Use a later version.';
+END
+$$;
+COMMENT ON FUNCTION @extschema@.cutover_finish(name) IS
+'Last step, irreversible: drops the reverse path, capture, queue and connections; only in mode new_only';

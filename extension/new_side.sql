@@ -1,0 +1,130 @@
+-- new_side.sql: what we put on new.
+
+-- What we put on new.  Plain SQL for 13 to 18, no superuser.
+CREATE FUNCTION cutover._new_side_script() RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $script$ SELECT $new$
+CREATE SCHEMA cutover;
+COMMENT ON SCHEMA cutover IS 'what the migration of another database to this one keeps here';
+CREATE TABLE cutover.migration (
+	migration_id uuid PRIMARY KEY,
+	only_one boolean NOT NULL DEFAULT true UNIQUE CHECK (only_one),
+	target name,
+	old_system_identifier bigint,
+	old_database name,
+	instance text,
+	timeline int,
+	lease_until timestamptz,
+	epoch bigint NOT NULL DEFAULT 1,
+	created_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE TABLE cutover.progress (
+	direction text PRIMARY KEY,
+	k bigint NOT NULL,
+	snapshot text,
+	window_snapshot text,
+	done_lsn pg_lsn,
+	done_xid bigint,
+	applied_at timestamptz,
+	instance text				-- of old: who may write progress
+);
+CREATE TABLE cutover.chunk (
+	table_id int NOT NULL,
+	generation int NOT NULL,
+	chunk_no int NOT NULL,			-- -1: the copy of this generation began
+	timeline int,					-- of old when it was copied
+	snapshot text,
+	rows bigint,
+	copied_at timestamptz,
+	PRIMARY KEY (table_id, generation, chunk_no)
+);
+CREATE TABLE cutover.deferred (
+	id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	table_id int NOT NULL,
+	kind text NOT NULL CHECK (kind IN ('index', 'unique', 'exclude', 'foreign_key', 'trigger')),
+	relation text NOT NULL,
+	name name NOT NULL,
+	definition text NOT NULL,
+	taken_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE cutover.deferred IS 'what was taken off tables of this database while they are filled, and the SQL that brings it back';
+CREATE FUNCTION cutover.restore_deferred(only_table int DEFAULT NULL)
+RETURNS TABLE (relation text, name name, definition text, sqlstate text, message text)
+LANGUAGE plpgsql AS $body$
+DECLARE
+	d record;
+	v_sql text;
+	v_schema text;
+BEGIN
+	-- a copier that still writes to it is waited for, and later ones find that they may not
+	DELETE FROM cutover.chunk c WHERE c.table_id = only_table;
+	FOR d IN SELECT i.indexrelid::regclass AS leftover FROM cutover.deferred f
+		JOIN pg_catalog.pg_class c ON c.relname = f.name
+		JOIN pg_catalog.pg_index i ON i.indexrelid = c.oid AND NOT i.indisvalid AND i.indrelid = to_regclass(f.relation)
+		WHERE f.kind IN ('index', 'unique', 'exclude') AND (only_table IS NULL OR f.table_id = only_table)
+	LOOP
+		EXECUTE format('DROP INDEX %s', d.leftover);
+	END LOOP;
+	FOR d IN SELECT * FROM cutover.deferred f WHERE only_table IS NULL OR f.table_id = only_table
+		ORDER BY array_position(ARRAY['index', 'unique', 'exclude', 'foreign_key', 'trigger'], f.kind), f.id
+	LOOP
+		BEGIN
+			IF to_regclass(d.relation) IS NOT NULL THEN
+				FOREACH v_sql IN ARRAY string_to_array(d.definition, '; /* cutover: then */ ') LOOP
+					BEGIN
+						EXECUTE v_sql;
+					EXCEPTION
+						WHEN duplicate_table OR duplicate_object THEN
+							NULL; -- it is there already, the rest of the definition perhaps not
+						WHEN unique_violation THEN
+							GET STACKED DIAGNOSTICS v_schema = SCHEMA_NAME;
+							IF v_schema <> 'pg_catalog' THEN
+								RAISE;
+							END IF;
+							-- somebody else has just made it
+					END;
+				END LOOP;
+				IF d.kind = 'foreign_key' AND strpos(d.definition, ' NOT VALID') = 0 AND EXISTS (SELECT FROM pg_catalog.pg_constraint c
+					WHERE c.conrelid = to_regclass(d.relation) AND c.conname = d.name AND NOT c.convalidated) THEN
+					EXECUTE format('ALTER TABLE %s VALIDATE CONSTRAINT %I', d.relation, d.name);
+				END IF;
+			END IF;
+			DELETE FROM cutover.deferred f WHERE f.id = d.id;
+		EXCEPTION
+			WHEN duplicate_table OR duplicate_object OR invalid_table_definition THEN
+				-- it is there already
+				DELETE FROM cutover.deferred f WHERE f.id = d.id;
+			WHEN query_canceled OR lock_not_available OR deadlock_detected OR disk_full OR out_of_memory THEN
+				RAISE;
+			WHEN OTHERS THEN
+				relation := d.relation;
+				name := d.name;
+				definition := d.definition;
+				restore_deferred.sqlstate := SQLSTATE;
+				message := SQLERRM;
+				IF d.kind = 'foreign_key' AND SQLSTATE = '23503' AND strpos(d.definition, '/* cutover: then */') = 0 THEN
+					-- rows are missing: at least no more of that kind
+					EXECUTE rtrim(d.definition, '; ') || ' NOT VALID';
+					DELETE FROM cutover.deferred f WHERE f.id = d.id;
+					definition := format('ALTER TABLE %s VALIDATE CONSTRAINT %I', d.relation, d.name);
+				END IF;
+				RETURN NEXT;
+		END;
+	END LOOP;
+END
+$body$;
+COMMENT ON FUNCTION cutover.restore_deferred(int) IS 'brings back what was taken off; returns what could not be brought back, which stays in cutover.deferred';
+REVOKE ALL ON FUNCTION cutover.restore_deferred(int) FROM PUBLIC;
+CREATE FUNCTION cutover.abandon() RETURNS SETOF text LANGUAGE plpgsql AS $body$
+DECLARE
+	d record;
+BEGIN
+	FOR d IN SELECT * FROM cutover.restore_deferred() LOOP
+		RAISE WARNING '"%" of % could not be brought back: %', d.name, d.relation, d.message USING HINT = d.definition;
+		RETURN NEXT d.definition;
+	END LOOP;
+	DROP SCHEMA cutover CASCADE;
+END
+$body$;
+COMMENT ON FUNCTION cutover.abandon() IS 'removes everything of the migration from this database, and brings back what was taken off its tables; returns what could not be brought back';
+REVOKE ALL ON FUNCTION cutover.abandon() FROM PUBLIC;
+$new$ $script$;
