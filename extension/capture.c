@@ -33,6 +33,10 @@ PG_FUNCTION_INFO_V1(cutover_capture_trigger);
 bool		cutover_capture_disabled = false;
 bool		cutover_capture_rewrite_is_ours = false;
 
+/* A change must fit into one value, with some headers. */
+#define CAPTURE_MAX_SIZE (MaxAllocSize - 1024 * 1024)
+#define CAPTURE_TOO_LARGE "a row is too large to be captured; cutover_resync() copies the table afresh"
+
 static MemoryContext image_cxt = NULL;	/* emptied after each change */
 
 /* The parts of a change, as block.h has them. */
@@ -72,10 +76,25 @@ capture_put_image(char *p, HeapTuple tuple)
 }
 
 /*
+ * A change can't, or shall not, be captured: do what cutover.capture says.
+ */
+static void
+capture_refuse(const CutoverRelation *entry, Relation rel, const char *reason)
+{
+	if (cutover_guc_capture == CUTOVER_CAPTURE_STRICT)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
+				 errmsg("change of table \"%s\" could not be captured", RelationGetRelationName(rel)),
+				 errdetail("%s", reason),
+				 errhint("With cutover.capture = mark the transaction succeeds and the table is marked for resync.")));
+	cutover_buffer_mark(entry->target_id, entry->table_id, reason);
+}
+
+/*
  * Append a change to the buffer.
  */
 static void
-capture_append(const CutoverRelation *entry, Change *change)
+capture_append(const CutoverRelation *entry, Relation rel, Change *change)
 {
 	Size		len = 2 + sizeof(int32);
 	char	   *p;
@@ -96,6 +115,11 @@ capture_append(const CutoverRelation *entry, Change *change)
 	{
 		len += sizeof(uint16) + change->nelided * sizeof(int16);
 		change->flags |= CUTOVER_CHANGE_HAS_ELIDED;
+	}
+	if (len > CAPTURE_MAX_SIZE)
+	{
+		capture_refuse(entry, rel, CAPTURE_TOO_LARGE);
+		return;
 	}
 	p = cutover_buffer_reserve(entry->target_id, entry->table_id, len, false);
 	*p++ = change->op;
@@ -185,7 +209,7 @@ capture_refresh(CutoverRelation *entry, Relation rel, int32 layout_id, HeapTuple
 	change.old = cutover_image_old(entry, rel, old);
 	if (entry->whole_old)
 		change.flags |= CUTOVER_CHANGE_OLD_IS_ROW;
-	capture_append(entry, &change);
+	capture_append(entry, rel, &change);
 }
 
 /*
@@ -209,7 +233,7 @@ capture_insert(CutoverRelation *entry, Relation rel, HeapTuple tuple)
 		ItemPointerSetInvalid(&change.old_ctid);
 		change.new_ctid = tuple->t_self;
 	}
-	capture_append(entry, &change);
+	capture_append(entry, rel, &change);
 }
 
 /*
@@ -235,7 +259,7 @@ capture_delete(CutoverRelation *entry, Relation rel, HeapTuple tuple, bool out_o
 		change.old_ctid = tuple->t_self;
 		ItemPointerSetInvalid(&change.new_ctid);
 	}
-	capture_append(entry, &change);
+	capture_append(entry, rel, &change);
 }
 
 /*
@@ -254,7 +278,7 @@ capture_update_keyless(CutoverRelation *entry, Relation rel, HeapTuple old, Heap
 	change.new = image.tuple;
 	change.old_ctid = old->t_self;
 	change.new_ctid = new->t_self;
-	capture_append(entry, &change);
+	capture_append(entry, rel, &change);
 }
 
 /*
@@ -301,7 +325,7 @@ capture_update(CutoverRelation *entry, Relation rel, HeapTuple old, HeapTuple ne
 		change.elided = image.elided;
 	}
 	change.new = image.tuple;
-	capture_append(entry, &change);
+	capture_append(entry, rel, &change);
 }
 
 /*
@@ -335,7 +359,7 @@ cutover_capture_row(CutoverRelation *entry, Relation rel, char op, HeapTuple tup
 		else
 			change.old_ctid = tuple->t_self;
 	}
-	capture_append(entry, &change);
+	capture_append(entry, rel, &change);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(image_cxt);
 }
@@ -393,7 +417,7 @@ capture_truncate(CutoverRelation *entry, Relation rel)
 	else if (capture_restarted_sequences(rel))
 		change.flags = CUTOVER_CHANGE_RESTART_SEQS;
 	change.layout_id = cutover_layout_get(entry, rel);
-	capture_append(entry, &change);
+	capture_append(entry, rel, &change);
 }
 
 /*
@@ -449,33 +473,40 @@ capture_left_out(CutoverRelation *entry, Relation rel)
 }
 
 /*
+ * Would the row, with what is stored out of line, be too large?
+ */
+static inline bool
+capture_too_large(Relation rel, HeapTuple tuple)
+{
+	return HeapTupleHasExternal(tuple) && cutover_image_too_large(rel, tuple);
+}
+
+/*
  * Changes of a relation that can't, or shall not, be captured now.  True if
  * there is nothing more to do.
  */
 static bool
 capture_refused(CutoverRelation *entry, TriggerData *data)
 {
+	Relation	rel = data->tg_relation;
 	const char *reason = NULL;
-	HeapTuple	tuple = TRIGGER_FIRED_BY_UPDATE(data->tg_event) ? data->tg_newtuple : data->tg_trigtuple;
 
-	if (capture_left_out(entry, data->tg_relation))
+	if (capture_left_out(entry, rel))
 		return true;
 	if (cutover_guc_capture == CUTOVER_CAPTURE_OFF)
 		reason = "changes were made while cutover.capture was off; cutover_resync() copies the table afresh";
 	else if (entry->key_lost)
 		reason = "a key column was dropped; cutover_remove_table() and cutover_add_table() take the table with its present key";
-	else if (tuple != NULL && tuple->t_len > 0 && TRIGGER_FIRED_FOR_ROW(data->tg_event) &&
-			 HeapTupleHasExternal(tuple) && cutover_image_too_large(data->tg_relation, tuple))
-		reason = "a row is too large to be captured; cutover_resync() copies the table afresh";
+	else if (rel->rd_rel->relkind == RELKIND_FOREIGN_TABLE)
+		reason = "rows of a partition that is a foreign table can't be captured; detach it, or leave the table out";
+	else if (TRIGGER_FIRED_FOR_ROW(data->tg_event) &&
+			 (((entry->whole_old || TRIGGER_FIRED_BY_INSERT(data->tg_event)) &&
+			   capture_too_large(rel, data->tg_trigtuple)) ||
+			  (TRIGGER_FIRED_BY_UPDATE(data->tg_event) && capture_too_large(rel, data->tg_newtuple))))
+		reason = CAPTURE_TOO_LARGE;
 	if (reason == NULL)
 		return false;
-	if (cutover_guc_capture == CUTOVER_CAPTURE_STRICT)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROGRAM_LIMIT_EXCEEDED),
-				 errmsg("change of table \"%s\" could not be captured", RelationGetRelationName(data->tg_relation)),
-				 errdetail("%s", reason),
-				 errhint("With cutover.capture = mark the transaction succeeds and the table is marked for resync.")));
-	cutover_buffer_mark(entry->target_id, entry->table_id, reason);
+	capture_refuse(entry, rel, reason);
 	return true;
 }
 

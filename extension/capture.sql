@@ -112,6 +112,8 @@ BEGIN
 	FOR v_leaf IN SELECT cutover._leaves(p_root) LOOP
 		PERFORM cutover._put_trigger(v_leaf, ' cutover',
 			'AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW EXECUTE FUNCTION cutover._capture()');
+		-- a foreign table can't have it, nor its rows be captured: the first change of one says so
+		CONTINUE WHEN EXISTS (SELECT FROM pg_class c WHERE c.oid = v_leaf AND c.relkind = 'f');
 		PERFORM cutover._put_trigger(v_leaf, ' cutover truncate',
 			'BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION cutover._capture()');
 	END LOOP;
@@ -248,6 +250,7 @@ AS $$
 	LEFT JOIN pg_trigger g ON g.tgrelid = r.relid AND g.tgfoid = 'cutover._capture()'::regprocedure
 		AND (g.tgtype & 32 <> 0) = (w.tgname = ' cutover truncate')
 	WHERE t.target_id = p_target_id AND g.tgenabled IS DISTINCT FROM 'A'
+		AND NOT (w.tgname = ' cutover truncate' AND EXISTS (SELECT FROM pg_class f WHERE f.oid = r.relid AND f.relkind = 'f'))
 		AND EXISTS (SELECT FROM cutover._member m WHERE m.table_id = t.table_id)
 	UNION ALL
 	SELECT t.table_id, 'partition ' || l::regclass || ' is not on record'

@@ -430,8 +430,9 @@ cutover_ddl_end(PG_FUNCTION_ARGS)
 		if (ddl_alter_concerns((AlterTableStmt *) data->parsetree))
 			relation = ((AlterTableStmt *) data->parsetree)->relation;
 	}
-	else if (IsA(data->parsetree, CreateStmt))
+	else if (IsA(data->parsetree, CreateStmt) || IsA(data->parsetree, CreateForeignTableStmt))
 	{
+		/* the latter begins with the former */
 		if (((CreateStmt *) data->parsetree)->partbound != NULL)
 			relation = ((CreateStmt *) data->parsetree)->relation;
 	}
