@@ -340,11 +340,17 @@ BEGIN
 	IF reverse_columns IS NOT NULL THEN
 		PERFORM cutover._check_reverse_columns(old_table, reverse_columns);
 	END IF;
-	INSERT INTO cutover._table (target_id, old_table, new_schema, new_name, default_columns, row_filter, row_filter_expr,
-		version_column, final_when, reverse_columns, key_attnums)
-	VALUES (_add_one_table.target_id, _add_one_table.old_table, v_new.new_schema, v_new.new_name, columns IS NULL, row_filter, v_filter,
-		version_column, final_when, reverse_columns, cutover._find_key(_add_one_table.old_table))
-	RETURNING table_id INTO v_id;
+	BEGIN
+		INSERT INTO cutover._table (target_id, old_table, new_schema, new_name, default_columns, row_filter, row_filter_expr,
+			version_column, final_when, reverse_columns, key_attnums)
+		VALUES (_add_one_table.target_id, _add_one_table.old_table, v_new.new_schema, v_new.new_name, columns IS NULL, row_filter, v_filter,
+			version_column, final_when, reverse_columns, cutover._find_key(_add_one_table.old_table))
+		RETURNING table_id INTO v_id;
+	EXCEPTION WHEN unique_violation THEN
+		RAISE EXCEPTION 'table % is already under migration', old_table USING ERRCODE = '55006',
+			DETAIL = 'Another session has added it at the same time.',
+			HINT = 'See cutover.tables.';
+	END;
 	PERFORM cutover._write_columns(v_id, old_table, columns, format('%I.%I', v_new.new_schema, v_new.new_name),
 		cutover._new_columns(v_target.server, v_new.new_schema, v_new.new_name));
 	IF v_target.desired IN ('running', 'paused') THEN

@@ -95,6 +95,7 @@ BEGIN
 			pg_catalog.current_setting('server_version_num')::int AS version,
 			pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE') AS may_create,
 			current_user AS role,
+			extract(epoch FROM pg_catalog.pg_postmaster_start_time()) AS started,
 			EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'cutover') AS has_schema,
 			pg_catalog.to_regclass('cutover.migration') IS NOT NULL AS has_migration
 		$sql$, v_key::text) r;
@@ -119,6 +120,12 @@ BEGIN
 		RAISE EXCEPTION 'target "%" runs PostgreSQL %', target, (probe->>'version')::int / 10000 USING ERRCODE = '0A000',
 			DETAIL = 'The new server must be at least PostgreSQL 13.',
 			HINT = 'Move to a supported version.';
+	ELSIF (probe->>'started')::numeric = extract(epoch FROM pg_postmaster_start_time())
+		AND NOT coalesce(pg_has_role(cutover._caller(), to_regrole(quote_ident(probe->>'role'))::oid, 'MEMBER'), false) THEN
+		-- the server lets itself in without a password, perhaps; that must lend nobody the rights of another
+		RAISE EXCEPTION 'permission denied to act as role "%" of this server', probe->>'role' USING ERRCODE = '42501',
+			DETAIL = format('Target "%s" leads to another database of this server, under a role that the caller is not a member of.', target),
+			HINT = 'Connect as a role that the caller is a member of, or have a superuser make the call.';
 	END IF;
 END
 $$;

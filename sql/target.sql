@@ -175,6 +175,13 @@ SELECT cutover_drop_target('x');
 \echo :SQLSTATE
 SELECT cutover._remote('x', 'SELECT 1');
 RESET ROLE;
+-- nor does the server's trust in itself lend anybody another role
+GRANT cutover_admin TO regress_target_nobody;
+SET ROLE regress_target_nobody;
+\set VERBOSITY default
+SELECT cutover_add_target('x', :'address');
+\echo :SQLSTATE
+RESET ROLE;
 \c :home
 DROP DATABASE regress_target_old;
 DROP DATABASE regress_target_new;
