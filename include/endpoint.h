@@ -82,6 +82,9 @@ typedef void (*CutoverRowsFn) (void *arg, CutoverRows *rows);
 extern void cutover_endpoint_queue_rows(CutoverEndpoint *ep, const char *sql, int nparams, const CutoverParam *params,
 										CutoverRowsFn fn, void *arg);
 
+/* What is queued until the next sync may take any time: no limit while waiting for it. */
+extern void cutover_endpoint_be_patient(CutoverEndpoint *ep);
+
 /* Send what the socket takes and read what has come, without waiting: for use between pieces of other work. */
 extern void cutover_endpoint_poll(CutoverEndpoint *ep);
 

@@ -99,4 +99,32 @@ for my $case ([ 2, 'abcd' ], [ 3, 'abcd' ], [ 4, '1010' ], [ 4, '10' ], [ 5, '10
 	}
 }
 
+# a role that foreign keys and triggers apply to: tables in the order of their references
+$new->safe_psql('fresh', 'CREATE ROLE mover LOGIN; CREATE TABLE parent (id int PRIMARY KEY); CREATE TABLE child (id int PRIMARY KEY,
+	parent int REFERENCES parent); CREATE TABLE tree (id int PRIMARY KEY, up int REFERENCES tree);
+	GRANT ALL ON ALL TABLES IN SCHEMA public TO mover; GRANT ALL ON SCHEMA public TO mover');
+$old->safe_psql('postgres', q{TRUNCATE ops; DELETE FROM cols;
+	INSERT INTO cols SELECT t, 'public', n, c, 'integer', (c = 'id')::int, false, true, false, (n = 'child')::int, ord, 'integer'
+		FROM (VALUES (1, 'parent', 'id', 1), (2, 'child', 'id', 1), (2, 'child', 'parent', 2), (3, 'tree', 'id', 1), (3, 'tree', 'up', 2))
+			v (t, n, c, ord);
+	INSERT INTO ops (table_id, op, v) SELECT 2, 'I', ARRAY[g::text, (g % 100)::text] FROM generate_series(1, 1000) g;
+	INSERT INTO ops (table_id, op, v) SELECT 1, 'I', ARRAY[g::text] FROM generate_series(0, 99) g;
+	INSERT INTO ops (table_id, op, v) SELECT 3, 'I', ARRAY[g::text, (g + 1)::text] FROM generate_series(1, 499) g;
+	INSERT INTO ops (table_id, op, v) VALUES (3, 'I', ARRAY['500', NULL]);
+	INSERT INTO ops (table_id, op, v) SELECT 1, 'D', ARRAY[g::text] FROM generate_series(0, 9) g;
+	INSERT INTO ops (table_id, op, v) SELECT 2, 'D', ARRAY[g::text, NULL] FROM generate_series(1, 1000) g WHERE g % 100 < 10});
+$conninfo .= ' user=mover';
+for my $step ([ 'come', '90|900|500' ], [ 'go', '0|0|0' ])
+{
+	$old->safe_psql('postgres', q{TRUNCATE ops;
+		INSERT INTO ops (table_id, op, v) SELECT 1, 'D', ARRAY[g::text] FROM generate_series(0, 99) g;
+		INSERT INTO ops (table_id, op, v) SELECT 2, 'D', ARRAY[g::text, NULL] FROM generate_series(1, 1000) g;
+		INSERT INTO ops (table_id, op, v) SELECT 3, 'D', ARRAY[g::text, NULL] FROM generate_series(1, 500) g}) if $step->[0] eq 'go';
+	like($old->safe_psql('postgres', qq{LOAD 'cutover'; SELECT apply_test('$conninfo',
+		'SELECT table_id, schema, name, col, type, key, identity_always, has_arbiter, may_conflict, fk_rank, cast_type FROM cols ORDER BY table_id, pos',
+		'SELECT table_id, op, v, absent FROM ops ORDER BY i', 100000, 'set')}), qr/ 0 failures/, "parents and children $step->[0]");
+	is($new->safe_psql('fresh', 'SELECT (SELECT count(*) FROM parent), (SELECT count(*) FROM child), (SELECT count(*) FROM tree)'),
+		$step->[1], 'all of them');
+}
+
 done_testing();

@@ -38,6 +38,7 @@ cutover_apply_create(CutoverEndpoint *ep)
 	apply->ep = ep;
 	apply->cxt = cxt;
 	apply->rows_cxt = AllocSetContextCreate(cxt, "cutover apply rows", ALLOCSET_DEFAULT_SIZES);
+	apply->flush_cxt = AllocSetContextCreate(cxt, "cutover apply flush", ALLOCSET_DEFAULT_SIZES);
 	apply->missed_cxt = AllocSetContextCreate(cxt, "cutover apply missed", ALLOCSET_SMALL_SIZES);
 	initStringInfo(&apply->key);
 	MemoryContextSwitchTo(former);
@@ -223,7 +224,6 @@ void
 cutover_apply_flush(CutoverApply *apply)
 {
 	static const CutoverApplyOp order[] = {CUTOVER_APPLY_UPDATE, CUTOVER_APPLY_UPSERT, CUTOVER_APPLY_INSERT};
-	MemoryContext cxt;
 	MemoryContext former;
 	ApplyTable **tables;
 	List	  **groups;
@@ -231,8 +231,9 @@ cutover_apply_flush(CutoverApply *apply)
 
 	if (apply->nrows == 0)
 		return;
-	cxt = AllocSetContextCreate(apply->cxt, "cutover apply flush", ALLOCSET_DEFAULT_SIZES);
-	former = MemoryContextSwitchTo(cxt);
+	/* what a failed flush left goes with the next */
+	MemoryContextReset(apply->flush_cxt);
+	former = MemoryContextSwitchTo(apply->flush_cxt);
 	tables = apply_tables(apply, &n);
 	groups = palloc(sizeof(List *) * n);
 	for (int i = 0; i < n; i++)
@@ -243,7 +244,7 @@ cutover_apply_flush(CutoverApply *apply)
 		for (int j = 0; j < lengthof(order); j++)
 			apply_send(apply, tables[i]->table, groups[i], order[j]);
 	MemoryContextSwitchTo(former);
-	MemoryContextDelete(cxt);
+	MemoryContextReset(apply->flush_cxt);
 	cutover_coalesce_forget(apply);
 }
 

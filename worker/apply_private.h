@@ -65,6 +65,7 @@ struct CutoverApply
 	CutoverEndpoint *ep;
 	MemoryContext cxt;			/* lives as long as this */
 	MemoryContext rows_cxt;		/* rows and their tables; reset when flushed */
+	MemoryContext flush_cxt;	/* scratch of a flush */
 	MemoryContext missed_cxt;	/* missed keys, and who waits to hear of them */
 	HTAB	   *tables;			/* of ApplyTable */
 	ApplyTable *last;

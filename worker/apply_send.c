@@ -192,7 +192,11 @@ send_statements(CutoverApply *apply, CutoverApplyTable *table, ApplyGroup *group
 	for (int i = 0; i <= ncols; i++)
 		initStringInfo(&bufs[i]);
 	if (whole_rows)
+	{
+		/* reads all of the table, however large */
+		cutover_endpoint_be_patient(apply->ep);
 		cutover_endpoint_queue(apply->ep, "SET LOCAL enable_hashjoin = on", 0, NULL, false);
+	}
 	for (int from = 0, to; from < group->nrows; from = to)
 	{
 		to = send_slice(group, from);

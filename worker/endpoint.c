@@ -42,7 +42,7 @@ void
 cutover_endpoint_wait_socket(CutoverEndpoint *ep, bool writing)
 {
 	static uint32 event = 0;
-	TimestampTz deadline = ep->timeout > 0 ?
+	TimestampTz deadline = ep->timeout > 0 && !ep->patient ?
 		TimestampTzPlusMilliseconds(GetCurrentTimestamp(), (int64) ep->timeout * 1000) : 0;
 	int			io = WL_SOCKET_READABLE | (writing ? WL_SOCKET_WRITEABLE : 0);
 
@@ -464,6 +464,7 @@ endpoint_try_clean(CutoverEndpoint *ep, const char *savepoint_sql)
 	if (ep->broken || PQstatus(ep->conn) == CONNECTION_BAD)
 		return false;
 	ep->timeout = ENDPOINT_CLEANUP_TIMEOUT;
+	ep->patient = false;
 	HOLD_INTERRUPTS();
 	PG_TRY();
 	{

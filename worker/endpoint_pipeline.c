@@ -317,6 +317,16 @@ pipeline_finish(CutoverEndpoint *ep)
 		cutover_endpoint_raise_lost(ep, NULL);
 	pipeline_push_command(ep, ENDPOINT_SYNC, NULL, false, NULL, NULL);
 	cutover_endpoint_take_results(ep, true);
+	ep->patient = false;
+}
+
+/*
+ * No limit until then.
+ */
+void
+cutover_endpoint_be_patient(CutoverEndpoint *ep)
+{
+	ep->patient = true;
 }
 
 /*

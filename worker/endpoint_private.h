@@ -60,6 +60,7 @@ struct CutoverEndpoint
 	bool		broken;			/* given up: never use conn again */
 	bool		unanswered;		/* broken because new was silent: don't ask it to cancel */
 	bool		copying;
+	bool		patient;		/* until the pipeline is empty */
 	bool		is_replica;
 	size_t		unsent;			/* bytes queued since libpq's buffer was last empty */
 

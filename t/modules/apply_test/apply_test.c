@@ -69,8 +69,8 @@ read_tables(const char *sql)
 			t->table_id = id;
 			t->schema = cell(i, 2);
 			t->name = cell(i, 3);
-			t->cols = palloc0(sizeof(CutoverColumn) * 100);
-			t->keycols = palloc0(sizeof(int) * 100);
+			t->cols = palloc0(sizeof(CutoverColumn) * 1700);
+			t->keycols = palloc0(sizeof(int) * 1700);
 			t->has_arbiter = cell(i, 8)[0] == 't';
 			t->may_conflict = cell(i, 9)[0] == 't';
 			t->fk_rank = atoi(cell(i, 10));
