@@ -74,6 +74,12 @@ extern bool cutover_chunk_contains(const CutoverChunk *chunk, FullTransactionId 
  */
 extern bool cutover_copier_tick(int32 target_id, CutoverEndpoint *ep);
 
+/*
+ * Only see to it that copiers live, for waits in the middle of a window: a
+ * tick may empty a table there that the rest of the window still writes to.
+ */
+extern void cutover_copier_keep_alive(int32 target_id);
+
 /* Look again at the next tick: a table was added, started, set to another phase. */
 extern void cutover_copier_wake(void);
 

@@ -28,6 +28,7 @@ typedef struct CutoverSession
 	CutoverEndpoint *ep;		/* NULL = not connected */
 	CutoverProgress progress;	/* what new has confirmed */
 	TimestampTz lease_renewed;
+	char		token[128];		/* names this connection in new's progress */
 	MemoryContext context;		/* of progress' strings */
 } CutoverSession;
 

@@ -188,7 +188,7 @@ applier_wait_for_chunks(CutoverApplier *applier, CutoverTable *table)
 		if (!applier->remote_open)
 		{
 			cutover_session_renew(applier->session);
-			(void) cutover_copier_tick(applier->window->target_id, applier->session->ep);
+			cutover_copier_keep_alive(applier->window->target_id);
 		}
 		else if (waited > CHUNK_PATIENCE_MS)
 			/* its copier may be dead and only the main loop can send another */

@@ -150,6 +150,18 @@ copier_start_wanted(void)
 }
 
 /*
+ * Start copiers again that died.
+ */
+void
+cutover_copier_keep_alive(int32 target_id)
+{
+	driven_target = target_id;
+	copier_reap();
+	wanted = Max(wanted, 1);
+	copier_start_wanted();
+}
+
+/*
  * Stop all copiers and wait for their end.
  */
 void

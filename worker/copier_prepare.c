@@ -205,6 +205,19 @@ prepare_join(List *names)
 }
 
 /*
+ * What we are about to do on new must not rest on a commit that old can still
+ * lose: whoever set the phase may not have waited for the disk.
+ */
+static void
+prepare_flush(MemoryContext mcxt)
+{
+	cutover_local_begin();
+	cutover_local_run("SELECT pg_catalog.pg_logical_emit_message(true, 'cutover', '')", 0, NULL, NULL, NULL);
+	cutover_local_commit(true);
+	MemoryContextSwitchTo(mcxt);
+}
+
+/*
  * Take a table from waiting to copying.
  */
 bool
@@ -225,6 +238,7 @@ cutover_copier_prepare(int32 target_id, int32 table_id, int32 generation, bool c
 	{
 		if (!prepare_read(&table, mcxt))
 			return false;
+		prepare_flush(mcxt);
 		reason = prepare_remote(&table, ep, &kept);
 	}
 	cutover_local_begin();

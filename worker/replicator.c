@@ -241,6 +241,8 @@ replicator_advance_tables(Replicator *r)
 
 	if (r->caught_up == NIL)
 		return;
+	/* new must not forget this window: without the chunks its changes can't be told from copied ones */
+	cutover_session_flush(&r->session);
 	replicator_begin();
 	SPI_connect();
 	for (lc = list_head(r->caught_up); lc != NULL; lc = lnext(r->caught_up, lc))

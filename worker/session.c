@@ -12,6 +12,7 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/pg_lsn.h"
@@ -85,10 +86,13 @@ session_take_lease(CutoverSession *session)
 static void
 session_read_progress(CutoverSession *session)
 {
-	const char *args[1] = {cutover_shmem_instance()};
+	const char *args[1] = {session->token};
 	CutoverProgress progress = {0};
 	CutoverRows *rows;
 
+	/* what an earlier connection has sent and new has not run yet must not count any more */
+	snprintf(session->token, sizeof(session->token), "%s/%d/" INT64_FORMAT,
+			 cutover_shmem_instance(), MyProcPid, GetCurrentTimestamp());
 	rows = cutover_endpoint_exec_params(session->ep,
 										"UPDATE cutover.progress SET instance = $1 WHERE direction = 'forward'"
 										" RETURNING k, snapshot, window_snapshot, done_lsn, done_xid", 1, args);
@@ -169,7 +173,7 @@ cutover_session_queue_lease(CutoverSession *session)
 
 /*
  * Queue the statement that records progress.  Dividing by the number of rows
- * makes it fail where the instance is no longer the one that may write.
+ * makes it fail where the connection is no longer the one that may write.
  */
 void
 cutover_session_queue_progress(CutoverSession *session, const CutoverProgress *progress)
@@ -178,7 +182,7 @@ cutover_session_queue_progress(CutoverSession *session, const CutoverProgress *p
 	char		lsn[24];
 	char		xid[24];
 	CutoverParam params[6] = {{k}, {progress->snapshot}, {progress->window_snapshot}, {NULL}, {NULL},
-	{cutover_shmem_instance()}};
+	{session->token}};
 
 	snprintf(k, sizeof(k), INT64_FORMAT, progress->k);
 	if (progress->window_snapshot != NULL)
