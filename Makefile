@@ -21,6 +21,7 @@ OBJS = \
 	extension/control.o \
 	extension/cutover.o \
 	extension/ddl.o \
+	extension/dual.o \
 	extension/expression.o \
 	extension/guc.o \
 	extension/image.o \
@@ -49,6 +50,7 @@ OBJS = \
 	worker/copy_stream.o \
 	worker/deferred.o \
 	worker/deferred_build.o \
+	worker/dual_failure.o \
 	worker/endpoint.o \
 	worker/endpoint_connect.o \
 	worker/endpoint_pipeline.o \

@@ -22,6 +22,7 @@
 #include "buffer.h"
 #include "capture.h"
 #include "compat.h"
+#include "dual.h"
 #include "partition.h"
 #include "guc.h"
 #include "image.h"
@@ -543,6 +544,9 @@ cutover_capture_trigger(PG_FUNCTION_ARGS)
 					   capture_out_of_order(entry, capture_cmax(data->tg_trigtuple)));
 	else
 		capture_truncate(entry, data->tg_relation);
+	if (!entry->target->valid || entry->target->dual_write)
+		cutover_dual_consider(entry, data->tg_relation,
+							  TRIGGER_FIRED_BY_UPDATE(data->tg_event) ? data->tg_newtuple : data->tg_trigtuple);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(image_cxt);
 	return PointerGetDatum(NULL);
@@ -556,5 +560,6 @@ cutover_capture_init(void)
 {
 	image_cxt = AllocSetContextCreate(TopMemoryContext, "cutover image", ALLOCSET_DEFAULT_SIZES);
 	cutover_tracked_init();
+	cutover_dual_init();		/* its callbacks must run after those of the buffer */
 	cutover_buffer_init();
 }

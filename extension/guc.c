@@ -12,9 +12,12 @@
 int			cutover_guc_apply_batch_rows = 50000;
 int			cutover_guc_apply_memory = 64 * 1024;
 int			cutover_guc_capture = CUTOVER_CAPTURE_MARK;
+int			cutover_guc_breaker_cooldown = 30;
+int			cutover_guc_breaker_failures = 5;
 int			cutover_guc_copy_chunk_size = 64;
 int			cutover_guc_copy_jobs = 4;
 int			cutover_guc_copy_max_rate = 0;
+int			cutover_guc_dual_write_timeout = 3000;
 int			cutover_guc_lease_time = 15;
 int			cutover_guc_lock_timeout = 500;
 int			cutover_guc_network_timeout = 60;
@@ -53,6 +56,16 @@ cutover_guc_init(void)
 							"A larger transaction is sent in several sets, and still committed at once.",
 							&cutover_guc_apply_memory, 64 * 1024, 1024, MAX_KILOBYTES,
 							PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.breaker_cooldown",
+							"Time for which commits in dual_write do not wait for new after it failed too often.",
+							"They wait again once new has caught up and this time is over.",
+							&cutover_guc_breaker_cooldown, 30, 0, INT_MAX / 1000,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.breaker_failures",
+							"Failures in a row after which commits in dual_write cease to wait for new.",
+							"cutover.status.degraded says that they did.",
+							&cutover_guc_breaker_failures, 5, 1, INT_MAX,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomEnumVariable("cutover.capture",
 							 "What happens when a change can't be captured.",
 							 "strict: the transaction fails. mark: it succeeds and the table is marked for resync. off: nothing is captured.",
@@ -73,6 +86,11 @@ cutover_guc_init(void)
 							"Zero means no limit.",
 							&cutover_guc_copy_max_rate, 0, 0, MAX_KILOBYTES,
 							PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.dual_write_timeout",
+							"How long a commit in dual_write waits for new.",
+							"Then it succeeds with a warning; new gets the change later.",
+							&cutover_guc_dual_write_timeout, 3000, 1, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomIntVariable("cutover.lease_time",
 							"Time after which another instance of this server may take over the work on new.",
 							"A copy of this server's files stays inert while the original renews its lease.",

@@ -182,7 +182,7 @@ COMMENT ON VIEW cutover._state IS 'what several views say of a target';
 
 CREATE VIEW cutover.status AS
 SELECT s.target, s.state, s.mode, s.epoch, s.write_ratio, s.read_ratio, s.shadow_ratio,
-	false AS degraded,
+	s.mode = 'dual_write' AND cutover._degraded(s.target_id) AS degraded,
 	s.queued_changes, s.lag,
 	0::bigint AS divergences,
 	CASE

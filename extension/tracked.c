@@ -208,6 +208,7 @@ tracked_visit_target(Relation rel, HeapTuple tuple, void *arg)
 	TupleDesc	desc = RelationGetDescr(rel);
 	bool		isnull;
 	char	   *desired;
+	char	   *mode;
 
 	desired = TextDatumGetCString(cutover_tracked_attr(tuple, desc, "desired", &isnull));
 	target->running = strcmp(desired, "running") == 0;
@@ -216,6 +217,11 @@ tracked_visit_target(Relation rel, HeapTuple tuple, void *arg)
 	if ((uint64) DatumGetInt64(cutover_tracked_attr(tuple, desc, "system_identifier", &isnull)) != GetSystemIdentifier())
 		target->running = false;
 	target->segment = DatumGetInt32(cutover_tracked_attr(tuple, desc, "write_segment", &isnull));
+	mode = TextDatumGetCString(cutover_tracked_attr(tuple, desc, "mode", &isnull));
+	target->dual_write = target->active && strcmp(mode, "dual_write") == 0;
+	target->write_ratio = DatumGetFloat8(DirectFunctionCall1(numeric_float8,
+															 cutover_tracked_attr(tuple, desc, "write_ratio", &isnull)));
+	pfree(mode);
 	pfree(desired);
 	return false;
 }
@@ -239,7 +245,7 @@ cutover_tracked_target(int32 target_id)
 	while (!target->valid)
 	{
 		before = invalidations;
-		target->active = target->running = false;
+		target->active = target->running = target->dual_write = false;
 		target->segment = 0;
 		memset(target->queue, 0, sizeof(target->queue));
 		if (tracked_know_config())
@@ -551,7 +557,8 @@ tracked_fill(CutoverRelation *entry, Relation rel)
 		entry->state->lxid = InvalidLocalTransactionId;
 		entry->state->last_cid = FirstCommandId;
 	}
-	entry->active = cutover_tracked_target(row.target_id)->active;
+	entry->target = cutover_tracked_target(row.target_id);
+	entry->active = entry->target->active;
 }
 
 /*

@@ -32,6 +32,8 @@ typedef struct CutoverApplier
 	uint64		changes;		/* in this step */
 	XLogRecPtr	last_lsn;		/* of the last block taken in this step */
 	uint64		last_xid;
+	uint64		current_xid;	/* of the block being read */
+	struct CutoverSlot *slot;	/* to say which commits failed; NULL = nobody listens */
 	bool		ddl_done;		/* this step holds a schema change: what was said of its failure is settled */
 	char	   *ddl_message;
 	int			ddl_sqlstate;
@@ -47,6 +49,7 @@ typedef struct CutoverRefresh
 	Datum	   *key;			/* in the root's types and index order */
 	bool	   *isnull;
 	char	   *json;
+	uint64		xid;			/* transaction that asks for it */
 	bool		suspect;		/* new rejected it before: apply it by itself */
 	bool		replace;		/* delete first: its unique value may have moved */
 } CutoverRefresh;
@@ -60,6 +63,7 @@ typedef struct CutoverStop
 typedef struct CutoverFailure
 {
 	int32		table_id;
+	uint64		xid;			/* transaction whose change was rejected */
 	char	   *json;			/* key */
 	int			sqlerrcode;
 	char	   *message;
@@ -96,7 +100,7 @@ extern void cutover_refresh_add(CutoverApplier *applier, CutoverLayout *layout, 
 extern bool cutover_refresh_is_errored(CutoverLayout *layout, HeapTuple image);
 extern void cutover_refresh_run(CutoverApplier *applier, bool suspects);
 extern void cutover_refresh_missed(CutoverApplier *applier);
-extern void cutover_refresh_fail(CutoverApplier *applier, int32 table_id, const char *json,
+extern void cutover_refresh_fail(CutoverApplier *applier, int32 table_id, uint64 xid, const char *json,
 								 int sqlerrcode, const char *message);
 extern void cutover_refresh_save(CutoverApplier *applier);
 extern void cutover_refresh_save_resolved(CutoverApplier *applier);

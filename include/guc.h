@@ -20,9 +20,12 @@ typedef enum CutoverPartitionRows
 extern int	cutover_guc_apply_batch_rows;	/* changes in one apply transaction, soft limit */
 extern int	cutover_guc_apply_memory;	/* kB */
 extern int	cutover_guc_capture;	/* CutoverCapturePolicy */
+extern int	cutover_guc_breaker_cooldown;	/* s */
+extern int	cutover_guc_breaker_failures;
 extern int	cutover_guc_copy_chunk_size;	/* MB */
 extern int	cutover_guc_copy_jobs;
 extern int	cutover_guc_copy_max_rate;	/* kB/s over all copiers, 0 = no limit */
+extern int	cutover_guc_dual_write_timeout; /* ms */
 extern int	cutover_guc_lease_time; /* s */
 extern int	cutover_guc_lock_timeout;	/* ms: our own DDL on tables in use, on either side */
 extern int	cutover_guc_network_timeout;	/* s without any answer from new, 0 = for ever */

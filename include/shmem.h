@@ -16,6 +16,7 @@
 
 #define CUTOVER_MAX_SLOTS 16
 #define CUTOVER_TEXT_LEN 384
+#define CUTOVER_DUAL_RING 64
 
 /* What a replicator says of itself; copied in and out as a whole under the slot's mutex. */
 typedef struct CutoverStats
@@ -43,6 +44,15 @@ typedef struct CutoverSlot
 	uint32		generation;		/* +1 at every attach */
 	pg_atomic_uint64 wanted;	/* tickets drawn by sessions that wait */
 	pg_atomic_uint64 served;	/* highest ticket whose commits new has */
+	pg_atomic_uint64 applied;	/* the same, of tables that are synced, whatever the others do */
+	pg_atomic_uint32 dual_failures; /* commits in a row that new did not confirm */
+	pg_atomic_uint64 breaker_since; /* commits do not wait since then; 0 = they do */
+	slock_t		dual_mutex;		/* protects the next five fields */
+	uint64		rejected[CUTOVER_DUAL_RING];	/* transactions with a row that new rejected, latest ones */
+	uint32		next_rejected;
+	uint64		late[CUTOVER_DUAL_RING];	/* transactions whose commit gave up waiting, for the worker */
+	int			nlate;
+	uint64		late_dropped;	/* those that had no room */
 	pg_atomic_uint32 dirty;		/* somebody committed since the worker last looked */
 	pg_atomic_uint32 sending;	/* copiers that send rows now */
 	ConditionVariable cv;		/* broadcast when served moves or the worker's state does */

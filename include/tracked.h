@@ -24,6 +24,8 @@ typedef struct CutoverTarget
 	int32		target_id;		/* hash key */
 	bool		valid;
 	bool		active;			/* exists, and changes are captured */
+	bool		dual_write;		/* commits wait for new ... */
+	double		write_ratio;	/* ... for this share of rows, in percent */
 	bool		running;		/* a replicator ought to be at work */
 	int			segment;		/* that is written to */
 	Oid			queue[CUTOVER_SEGMENTS];
@@ -52,6 +54,7 @@ typedef struct CutoverRelation
 	bool		key_lost;		/* a key column was dropped */
 	int32		table_id;
 	int32		target_id;
+	CutoverTarget *target;		/* of target_id; set where active */
 	Oid			root;			/* the table itself, if this is a partition of it */
 	int32		layout_id;		/* 0 = to be looked up */
 	int			nkeys;

@@ -167,7 +167,7 @@ cutover_applier_emit(CutoverApplier *applier, CutoverLayout *layout, HeapTuple i
 	else if (table->nkeys > 0 && error->sqlerrcode == ERRCODE_FOREIGN_KEY_VIOLATION)
 		cutover_refresh_add(applier, layout, image, true, false);
 	else
-		cutover_refresh_fail(applier, table->table_id, cutover_rowmap_key_json(layout, image),
+		cutover_refresh_fail(applier, table->table_id, applier->current_xid, cutover_rowmap_key_json(layout, image),
 							 error->sqlerrcode, error->message);
 }
 
@@ -489,6 +489,7 @@ applier_block(CutoverApplier *applier, const CutoverBlockRef *where)
 
 	if (applier->truncates != NIL && applier->last_xid != ref.xid)
 		cutover_truncate_run(applier, applier->last_xid);
+	applier->current_xid = ref.xid;
 	cutover_reader_open(&reader, applier->window, &ref);
 	while (cutover_reader_next(&reader, &change))
 	{

@@ -13,6 +13,7 @@
 #include "postgres.h"
 
 #include "access/xlogdefs.h"
+#include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "lib/stringinfo.h"
 #include "utils/builtins.h"
@@ -24,6 +25,7 @@
 #include "utils/xid8.h"
 
 #include "batch.h"
+#include "local.h"
 
 #define WINDOW_FETCH 5000
 #define WINDOW_CURSOR "cutover_window"
@@ -40,31 +42,30 @@ cutover_window_init(CutoverWindow *window, int32 target_id)
 }
 
 /*
- * The one value of a query without parameters, in the caller's context.
+ * A snapshot taken now, in text form.
  */
 static char *
-window_spi_value(const char *sql, MemoryContext context)
+window_snapshot(MemoryContext context)
 {
+	static SPIPlanPtr plan = NULL;
 	char	   *result;
 
 	SPI_connect();
-	if (SPI_execute(sql, true, 1) != SPI_OK_SELECT || SPI_processed != 1)
-		elog(ERROR, "query returned no row: %s", sql);
+	if (cutover_local_run_kept(&plan, "SELECT pg_catalog.pg_current_snapshot()", 0, NULL, NULL, true, 1) != SPI_OK_SELECT ||
+		SPI_processed != 1)
+		elog(ERROR, "could not take a snapshot");
 	result = MemoryContextStrdup(context, SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1));
 	SPI_finish();
 	return result;
 }
 
 /*
- * The query for the blocks of a window.  Values are snapshots in text form,
- * made by the server, so quoting them is a formality.
+ * The query for the blocks of a window; prev, cur, lsn and xid are SQL.
  */
 static char *
-window_query(CutoverWindow *window)
+window_query(CutoverWindow *window, const char *prev, const char *cur, const char *lsn, const char *xid)
 {
 	StringInfoData sql;
-	char	   *prev = quote_literal_cstr(window->prev);
-	char	   *cur = quote_literal_cstr(window->cur);
 
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "SELECT * FROM (SELECT segment, ctid, xid,"
@@ -82,12 +83,43 @@ window_query(CutoverWindow *window)
 			appendStringInfo(&sql, " AND xid < pg_catalog.pg_snapshot_xmax(%s::pg_snapshot)", cur);
 		}
 	}
-	appendStringInfo(&sql, ") b WHERE pg_catalog.pg_visible_in_snapshot(xid, %s::pg_snapshot)) t", cur);
-	if (window->done_xid != 0)
-		appendStringInfo(&sql, " WHERE (last_lsn, xid) > ('%X/%X'::pg_lsn, '" UINT64_FORMAT "'::xid8)",
-						 LSN_FORMAT_ARGS(window->done_lsn), window->done_xid);
-	appendStringInfoString(&sql, " ORDER BY last_lsn, xid, seq");
+	appendStringInfo(&sql, ") b WHERE pg_catalog.pg_visible_in_snapshot(xid, %s::pg_snapshot)) t"
+					 " WHERE (last_lsn, xid) > (%s::pg_lsn, %s::xid8) ORDER BY last_lsn, xid, seq", cur, lsn, xid);
 	return sql.data;
+}
+
+/*
+ * Run it with a plan that is kept: most windows are small, planning would
+ * cost more than they do.
+ */
+static void
+window_run(CutoverWindow *window)
+{
+	static SPIPlanPtr plan = NULL;
+	static char *sql = NULL;
+	Oid			types[4] = {TEXTOID, TEXTOID, LSNOID, XID8OID};
+	Datum		values[4] = {CStringGetTextDatum(window->prev), CStringGetTextDatum(window->cur),
+	LSNGetDatum(window->done_lsn), FullTransactionIdGetDatum(FullTransactionIdFromU64(window->done_xid))};
+
+	if (sql == NULL)
+		sql = MemoryContextStrdup(TopMemoryContext, window_query(window, "$1", "$2", "$3", "$4"));
+	if (cutover_local_run_kept(&plan, sql, 4, types, values, true, WINDOW_FETCH) != SPI_OK_SELECT)
+		elog(ERROR, "could not read the queue");
+}
+
+/*
+ * Keep the list of a large window across transactions.
+ */
+static void
+window_declare(CutoverWindow *window)
+{
+	char	   *query = window_query(window, quote_literal_cstr(window->prev), quote_literal_cstr(window->cur),
+									 psprintf("'%X/%X'", LSN_FORMAT_ARGS(window->done_lsn)),
+									 psprintf("'" UINT64_FORMAT "'", window->done_xid));
+
+	if (SPI_execute(psprintf("DECLARE " WINDOW_CURSOR " NO SCROLL CURSOR WITH HOLD FOR %s", query), false, 0) != SPI_OK_UTILITY)
+		elog(ERROR, "could not keep the list of blocks");
+	window->nrefs = window->next = 0;
 }
 
 /*
@@ -123,29 +155,19 @@ bool
 cutover_window_open(CutoverWindow *window, const char *prev, const char *cur,
 					XLogRecPtr done_lsn, uint64 done_xid)
 {
-	char	   *query;
-
 	cutover_window_close(window);
 	window->prev = MemoryContextStrdup(window->context, prev);
 	window->cur = cur ? MemoryContextStrdup(window->context, cur)
-		: window_spi_value("SELECT pg_catalog.pg_current_snapshot()::text", window->context);
+		: window_snapshot(window->context);
 	window->taken_at = GetCurrentTimestamp();
 	window->done_lsn = done_lsn;
 	window->done_xid = done_xid;
 
-	query = window_query(window);
 	SPI_connect();
-	if (SPI_execute(query, true, WINDOW_FETCH) != SPI_OK_SELECT)
-		elog(ERROR, "could not read the queue");
+	window_run(window);
 	window->more = SPI_processed == WINDOW_FETCH;
 	if (window->more)
-	{
-		char	   *declare = psprintf("DECLARE " WINDOW_CURSOR " NO SCROLL CURSOR WITH HOLD FOR %s", query);
-
-		if (SPI_execute(declare, false, 0) != SPI_OK_UTILITY)
-			elog(ERROR, "could not keep the list of blocks");
-		window->nrefs = window->next = 0;
-	}
+		window_declare(window);
 	else
 		window_keep_rows(window);
 	SPI_finish();

@@ -48,6 +48,19 @@ cutover_local_run(const char *sql, int nargs, const Oid *types, const Datum *val
 	return SPI_processed;
 }
 
+int
+cutover_local_run_kept(SPIPlanPtr *plan, const char *sql, int nargs, const Oid *types,
+					   const Datum *values, bool read_only, long limit)
+{
+	if (*plan == NULL)
+	{
+		*plan = SPI_prepare(sql, nargs, (Oid *) types);
+		if (*plan == NULL || SPI_keepplan(*plan) != 0)
+			elog(ERROR, "SPI error %d: %s", SPI_result, sql);
+	}
+	return SPI_execute_plan(*plan, (Datum *) values, NULL, read_only, limit);
+}
+
 char *
 cutover_local_text(uint64 row, int column)
 {

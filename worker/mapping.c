@@ -21,6 +21,7 @@
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 
+#include "local.h"
 #include "mapping.h"
 
 static MemoryContext mapping_context = NULL;
@@ -241,7 +242,8 @@ cutover_mapping_load(CutoverEndpoint *ep)
 		MemoryContextSwitchTo(old);
 	}
 	SPI_finish();
-	mapping_rank_tables(ep);
+	if (ep != NULL)				/* else loaded again once connected */
+		mapping_rank_tables(ep);
 	cutover_mapping_refresh_phases();
 	cutover_copier_wake();		/* a table may have come, or wait for a copy */
 }
@@ -254,6 +256,7 @@ cutover_mapping_load(CutoverEndpoint *ep)
 void
 cutover_mapping_refresh_phases(void)
 {
+	static SPIPlanPtr plan = NULL;
 	Datum		args[1] = {Int32GetDatum(mapping_target)};
 	Oid			types[1] = {INT4OID};
 	ListCell   *lc;
@@ -262,9 +265,9 @@ cutover_mapping_refresh_phases(void)
 		((CutoverTable *) lfirst(lc))->phase = CUTOVER_PHASE_SYNCED;
 
 	SPI_connect();
-	if (SPI_execute_with_args("SELECT table_id, phase, copy, copy_generation"
-							  " FROM cutover._table WHERE target_id = $1 AND phase <> 'synced'",
-							  1, types, args, NULL, true, 0) != SPI_OK_SELECT)
+	if (cutover_local_run_kept(&plan, "SELECT table_id, phase, copy, copy_generation"
+							   " FROM cutover._table WHERE target_id = $1 AND phase <> 'synced'",
+							   1, types, args, true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not read the phases");
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{

@@ -27,6 +27,7 @@
 #include "utils/typcache.h"
 
 #include "applier.h"
+#include "dual_failure.h"
 
 /*
  * A key's JSON in the one form that jsonb gives it.
@@ -68,6 +69,7 @@ cutover_refresh_add(CutoverApplier *applier, CutoverLayout *layout, HeapTuple im
 	old = MemoryContextSwitchTo(applier->step_context);
 	refresh = palloc0(sizeof(CutoverRefresh));
 	refresh->table_id = table->table_id;
+	refresh->xid = applier->current_xid;
 	refresh->suspect = suspect;
 	refresh->replace = replace;
 	refresh->json = pstrdup(json);
@@ -181,12 +183,13 @@ refresh_key_row(CutoverTable *table, CutoverRefresh *refresh, CutoverApplyRow *r
  * Note that new rejects a key.
  */
 void
-cutover_refresh_fail(CutoverApplier *applier, int32 table_id, const char *json, int sqlerrcode, const char *message)
+cutover_refresh_fail(CutoverApplier *applier, int32 table_id, uint64 xid, const char *json, int sqlerrcode, const char *message)
 {
 	MemoryContext old = MemoryContextSwitchTo(applier->step_context);
 	CutoverFailure *failure = palloc(sizeof(CutoverFailure));
 
 	failure->table_id = table_id;
+	failure->xid = xid;
 	failure->json = pstrdup(json);
 	failure->sqlerrcode = sqlerrcode;
 	failure->message = pstrdup(message);
@@ -212,7 +215,7 @@ refresh_apply_suspect(CutoverApplier *applier, CutoverTable *table, CutoverRefre
 		MemoryContextSwitchTo(old);
 	}
 	else
-		cutover_refresh_fail(applier, table->table_id, refresh->json, error->sqlerrcode, error->message);
+		cutover_refresh_fail(applier, table->table_id, refresh->xid, refresh->json, error->sqlerrcode, error->message);
 }
 
 /*
@@ -361,6 +364,7 @@ cutover_refresh_save(CutoverApplier *applier)
 							  " ON CONFLICT (target_id, direction, table_id, key) DO UPDATE SET sqlstate = EXCLUDED.sqlstate,"
 							  " message = EXCLUDED.message, attempts = e.attempts + 1, last_at = pg_catalog.clock_timestamp()",
 							  5, types, args, NULL, false, 0);
+		cutover_dual_failure_note_rejected(applier, failure);
 	}
 	SPI_finish();
 	if (applier->failures != NIL)

@@ -34,6 +34,8 @@
 #include "capture.h"
 #include "compat.h"
 #include "copier.h"
+#include "dual.h"
+#include "dual_failure.h"
 #include "guc.h"
 #include "launcher.h"
 #include "replicator.h"
@@ -58,8 +60,12 @@ typedef struct Replicator
 	uint64		ticket;			/* of those who wait for this window */
 	int			attempts;		/* failures in a row */
 	uint64		replay_lsn;		/* replay until the window is past this position */
+	bool		dual;			/* mode is dual_write */
+	bool		durable;		/* commits on new are flushed, since sessions wait for them */
+	bool		open_failures;	/* of dual writes */
 	bool		replay_window;	/* ... or at its end */
 	List	   *caught_up;		/* (table_id, generation) pairs that this window brings up to date */
+	TimestampTz resolved_at;
 	TimestampTz target_read_at;
 	TimestampTz rotated_at;
 	TimestampTz rate_since;
@@ -141,7 +147,8 @@ replicator_read_target(Replicator *r)
 	/* the extension may be gone altogether */
 	if (SPI_execute("SELECT 1 WHERE pg_catalog.to_regclass('cutover._target') IS NOT NULL", true, 1) == SPI_OK_SELECT &&
 		SPI_processed == 1 &&
-		SPI_execute_with_args("SELECT target, server, migration_id::text, system_identifier FROM cutover._target"
+		SPI_execute_with_args("SELECT target, server, migration_id::text, system_identifier, mode = 'dual_write'"
+							  " FROM cutover._target"
 							  " WHERE target_id = $1 AND desired = 'running'",
 							  1, types, args, NULL, true, 1) == SPI_OK_SELECT && SPI_processed == 1)
 	{
@@ -150,6 +157,7 @@ replicator_read_target(Replicator *r)
 		bool		isnull;
 
 		running = true;
+		r->dual = DatumGetBool(SPI_getbinval(tup, desc, 5, &isnull));
 		if (r->session.target == NULL)
 		{
 			r->session.target_id = r->target_id;
@@ -192,6 +200,8 @@ replicator_connect(Replicator *r)
 			replicator_report(r, "new does not know this migration any more: cutover_cancel() gives it up");
 			return false;
 	}
+	r->durable = false;
+	r->applier->slot = NULL;
 	if (r->applier->apply != NULL)
 		cutover_apply_destroy(r->applier->apply);
 	r->applier->apply = cutover_apply_create(r->session.ep);
@@ -342,7 +352,20 @@ replicator_window_done(Replicator *r)
 	{
 		if (pg_atomic_read_u64(&r->slot->served) < r->ticket)
 			pg_atomic_write_u64(&r->slot->served, r->ticket);
+	}
+	if (r->slot != NULL)
+	{
+		/* a commit waits only for tables that are synced, whatever the others do */
+		if (pg_atomic_read_u64(&r->slot->applied) < r->ticket)
+			pg_atomic_write_u64(&r->slot->applied, r->ticket);
 		ConditionVariableBroadcast(&r->slot->cv);
+		if (r->stats.lag_us < 1000000)
+			cutover_dual_close_breaker(r->slot);
+	}
+	if (r->open_failures && TimestampDifferenceExceeds(r->resolved_at, now, TARGET_EVERY_MS))
+	{
+		r->open_failures = cutover_dual_failure_resolve(&r->session);
+		r->resolved_at = now;
 	}
 	replicator_advance_tables(r);
 	cutover_window_close(&r->window);
@@ -411,6 +434,20 @@ replicator_step(Replicator *r)
 }
 
 /*
+ * What a session waited for must survive a crash of new; otherwise rows and
+ * progress may be lost together.
+ */
+static void
+replicator_set_durability(Replicator *r)
+{
+	if (r->durable == r->dual)
+		return;
+	cutover_endpoint_exec(r->session.ep, r->dual ? "SET synchronous_commit = on" : "SET synchronous_commit = off");
+	r->durable = r->dual;
+	r->applier->slot = r->dual ? r->slot : NULL;
+}
+
+/*
  * One turn of the loop; returns how long to wait, in milliseconds.
  */
 static int
@@ -419,6 +456,7 @@ replicator_turn(Replicator *r)
 	if (!replicator_connect(r))
 		return IDLE_MS;
 	cutover_session_renew(&r->session);
+	replicator_set_durability(r);
 	if (cutover_copier_tick(r->target_id, r->session.ep))
 		cutover_mapping_set_stale();
 	if (r->window.open)
@@ -548,6 +586,8 @@ replicator_settings(void)
 	/* never-analyzed queue tables must be read through their index */
 	SetConfigOption("enable_seqscan", "off", PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("enable_bitmapscan", "off", PGC_SUSET, PGC_S_OVERRIDE);
+	/* and our own statements are the same for any parameter */
+	SetConfigOption("plan_cache_mode", "force_generic_plan", PGC_SUSET, PGC_S_OVERRIDE);
 	cutover_capture_disabled = true;
 }
 
@@ -565,6 +605,7 @@ cutover_replicator_main(Datum arg)
 	r->target_id = args.target_id;
 	r->loop_context = AllocSetContextCreate(TopMemoryContext, "cutover replicator loop", ALLOCSET_DEFAULT_SIZES);
 	r->stats.lag_us = -1;
+	r->open_failures = true;	/* there may be some from before */
 	r->rate_since = GetCurrentTimestamp();
 	r->slot = cutover_shmem_slot(args.target_id, true);
 	if (r->slot != NULL)
@@ -592,6 +633,8 @@ cutover_replicator_main(Datum arg)
 				cutover_copier_stop();
 				proc_exit(0);
 			}
+			if (cutover_dual_failure_note_late(&r->session, r->slot, r->session.ep ? NULL : r->stats.last_error))
+				r->open_failures = true;
 			wait_ms = replicator_turn(r);
 		}
 		PG_CATCH();

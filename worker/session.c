@@ -20,6 +20,7 @@
 #include "utils/timestamp.h"
 
 #include "guc.h"
+#include "local.h"
 #include "session.h"
 #include "shmem.h"
 
@@ -220,16 +221,17 @@ cutover_session_flush(CutoverSession *session)
 void
 cutover_session_mark(CutoverSession *session, int64 k, const char *snapshot)
 {
+	static SPIPlanPtr plan = NULL;
 	Datum		args[4] = {Int32GetDatum(session->target_id), Int64GetDatum(k),
 	CStringGetTextDatum(snapshot), CStringGetTextDatum(session->progress.snapshot)};
 	Oid			types[4] = {INT4OID, INT8OID, TEXTOID, TEXTOID};
 
 	SPI_connect();
-	if (SPI_execute_with_args("INSERT INTO cutover._marker AS m (target_id, direction, k, snapshot, acked_snapshot, taken_at)"
+	if (cutover_local_run_kept(&plan, "INSERT INTO cutover._marker AS m (target_id, direction, k, snapshot, acked_snapshot, taken_at)"
 							  " VALUES ($1, 'forward', $2, $3::pg_snapshot, $4::pg_snapshot, pg_catalog.clock_timestamp())"
 							  " ON CONFLICT (target_id, direction) DO UPDATE SET k = EXCLUDED.k, snapshot = EXCLUDED.snapshot,"
 							  " acked_snapshot = EXCLUDED.acked_snapshot, taken_at = EXCLUDED.taken_at",
-							  4, types, args, NULL, false, 0) != SPI_OK_INSERT)
+							   4, types, args, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "could not write the marker");
 	SPI_finish();
 }

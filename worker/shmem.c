@@ -110,6 +110,10 @@ cutover_shmem_attach(void)
 			memset(slot, 0, sizeof(*slot));
 			pg_atomic_init_u64(&slot->wanted, 0);
 			pg_atomic_init_u64(&slot->served, 0);
+			pg_atomic_init_u64(&slot->applied, 0);
+			pg_atomic_init_u32(&slot->dual_failures, 0);
+			pg_atomic_init_u64(&slot->breaker_since, 0);
+			SpinLockInit(&slot->dual_mutex);
 			pg_atomic_init_u32(&slot->dirty, 0);
 			pg_atomic_init_u32(&slot->sending, 0);
 			ConditionVariableInit(&slot->cv);
