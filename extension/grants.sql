@@ -34,7 +34,8 @@ GRANT EXECUTE ON FUNCTION
 	cutover._sessions(),
 	cutover._unseen_replicator(),
 	cutover._table_name(oid),
-	cutover._bar(numeric)
+	cutover._bar(numeric),
+	cutover._degraded(int)
 TO cutover_admin, pg_monitor;
 GRANT EXECUTE ON FUNCTION @extschema@.cutover_metrics() TO pg_monitor;
 

@@ -222,13 +222,3 @@ CREATE INDEX ON cutover._dual_write_failure (target_id) WHERE state = 'pending';
 CREATE FUNCTION cutover._degraded(target_id int) RETURNS boolean
 LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'cutover_degraded';
 COMMENT ON FUNCTION cutover._degraded(int) IS 'whether commits in dual_write have ceased to wait for new';
-
-CREATE VIEW cutover.dual_write_failure AS
-SELECT g.target, f.failed_at, t.old_table::regclass AS table_name, f.key, f.sqlstate,
-	CASE WHEN f.sqlstate IN ('08006', '57014') OR has_table_privilege(current_user, t.old_table, 'SELECT')
-		THEN f.message END AS message,
-	f.state, f.resolved_at
-FROM cutover._dual_write_failure f
-JOIN cutover._target g USING (target_id)
-JOIN cutover._table t USING (table_id);
-COMMENT ON VIEW cutover.dual_write_failure IS 'commits in dual_write that new did not have in time';

@@ -290,6 +290,19 @@ FROM cutover._state s
 ORDER BY s.target_id;
 COMMENT ON VIEW cutover.replication IS 'the replicator of each target; counters begin with the server';
 
+CREATE VIEW cutover.dual_write_failure AS
+SELECT g.target, f.failed_at, t.old_table::regclass AS table_name,
+	CASE WHEN t.key_attnums <> '{}' OR cutover._may_read(quote_ident(current_user)::regrole::oid, t.old_table) THEN f.key END AS key,
+	f.sqlstate,
+	CASE WHEN f.sqlstate IN ('08006', '57014') OR cutover._may_read(quote_ident(current_user)::regrole::oid, t.old_table)
+		THEN f.message ELSE 'shown to those who may read the table' END AS message,
+	f.state, f.resolved_at
+FROM cutover._dual_write_failure f
+JOIN cutover._target g USING (target_id)
+JOIN cutover._table t USING (table_id)
+ORDER BY f.failure_id;
+COMMENT ON VIEW cutover.dual_write_failure IS 'commits in dual_write that new did not have in time';
+
 CREATE VIEW cutover.apply_error AS
 SELECT t.target, e.direction, b.old_table::regclass AS table_name,
 	CASE WHEN b.key_attnums <> '{}' OR r.readable THEN e.key END AS key,

@@ -417,6 +417,7 @@ replicator_step(Replicator *r)
 	r->applier->replay = r->replay_window || r->replay_lsn != 0;
 	finished = cutover_applier_step(r->applier);
 	changes = r->applier->changes;
+	r->open_failures |= r->applier->slot != NULL && r->applier->failures != NIL;
 	if (r->replay_lsn != 0 && r->applier->last_lsn >= r->replay_lsn)
 		r->replay_lsn = 0;
 	if (finished)
