@@ -7,6 +7,8 @@ use CutoverTest;
 use Test::More;
 
 my ($old, $new) = cutover_pair();
+$old->append_conf('postgresql.conf', "cutover.network_timeout = 3\n");
+$old->reload;
 my @frozen;
 # reads what must be on new the moment a commit on old has returned
 my $seen = sub { $new->safe_psql('postgres', shift) };
