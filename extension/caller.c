@@ -18,6 +18,7 @@
 #include "nodes/makefuncs.h"
 #include "nodes/value.h"
 #include "parser/parse_func.h"
+#include "parser/parser.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -31,6 +32,7 @@
 PG_FUNCTION_INFO_V1(cutover_enter);
 PG_FUNCTION_INFO_V1(cutover_caller_search_path);
 PG_FUNCTION_INFO_V1(cutover_as_caller);
+PG_FUNCTION_INFO_V1(cutover_ends_transaction);
 
 const char *cutover_caller_path = NULL;
 
@@ -155,4 +157,35 @@ cutover_as_caller(PG_FUNCTION_ARGS)
 	SPI_finish();
 	AtEOXact_GUC(true, level);
 	PG_RETURN_VOID();
+}
+
+/*
+ * cutover._ends_transaction(sql text) RETURNS boolean: is there BEGIN, COMMIT
+ * or the like among the statements?  What only a newer server can parse passes.
+ */
+Datum
+cutover_ends_transaction(PG_FUNCTION_ARGS)
+{
+	char	   *sql = text_to_cstring(PG_GETARG_TEXT_PP(0));
+	MemoryContext context = CurrentMemoryContext;
+	List	   *volatile raw = NIL;
+	ListCell   *lc;
+
+	PG_TRY();
+	{
+		raw = raw_parser(sql, RAW_PARSE_DEFAULT);
+	}
+	PG_CATCH();
+	{
+		/* the raw parser has touched nothing but memory */
+		MemoryContextSwitchTo(context);
+		if (geterrcode() != ERRCODE_SYNTAX_ERROR)
+			PG_RE_THROW();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	foreach(lc, raw)
+		if (IsA(lfirst_node(RawStmt, lc)->stmt, TransactionStmt))
+			PG_RETURN_BOOL(true);
+	PG_RETURN_BOOL(false);
 }

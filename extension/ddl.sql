@@ -12,7 +12,7 @@ BEGIN
 	v_target := cutover._check_started(target_id);
 	PERFORM cutover._check_no_ddl_error(target_id);
 	PERFORM cutover._run_old_ddl(old_sql, path);
-	PERFORM cutover._enqueue_control(target_id, 0, 'X', format(E'SET LOCAL search_path = %s;\n%s\n;SET LOCAL search_path = pg_catalog',
+	PERFORM cutover._enqueue_control(target_id, 0, 'X', format(E'SELECT pg_catalog.set_config(\'search_path\', %L, true);\n%s\n;SET LOCAL search_path = pg_catalog',
 		path, new_sql));
 	PERFORM cutover._log_event('run_ddl', jsonb_build_object('command', substring(old_sql from '^\s*(\w+(\s+\w+)?)')), target_id);
 	COMMIT;
@@ -79,6 +79,10 @@ BEGIN
 END
 $$;
 
+-- Is there BEGIN, COMMIT or the like among the statements?
+CREATE FUNCTION cutover._ends_transaction(sql text) RETURNS boolean
+LANGUAGE c IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'cutover_ends_transaction';
+
 CREATE FUNCTION cutover._run_ddl(old_sql text, new_sql text, target name) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -87,6 +91,11 @@ BEGIN
 	PERFORM cutover._not_null('old_sql', old_sql IS NULL);
 	v_id := cutover._target_id(target);
 	PERFORM cutover._check_started(v_id);
+	IF cutover._ends_transaction(old_sql) OR cutover._ends_transaction(new_sql) THEN
+		RAISE EXCEPTION 'a schema change cannot begin or end transactions' USING ERRCODE = '25001',
+			DETAIL = 'The change and its place in the queue are one transaction, on either side.',
+			HINT = 'Leave BEGIN, COMMIT, ROLLBACK and savepoints out.';
+	END IF;
 	PERFORM cutover._action('cutover_run_ddl', 'CALL cutover._do_run_ddl($1::int, $2, $3, $4)',
 		ARRAY[v_id::text, old_sql, coalesce(new_sql, old_sql), cutover._caller_search_path()]);
 END

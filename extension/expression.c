@@ -29,6 +29,7 @@
 #include "utils/rel.h"
 
 #include "caller.h"
+#include "compat.h"
 
 PG_FUNCTION_INFO_V1(cutover_compile_expression);
 PG_FUNCTION_INFO_V1(cutover_expression_attnums);
@@ -129,7 +130,7 @@ expression_coerce(ParseState *pstate, Node *expr, const char *typename)
 	Oid			have = exprType(expr);
 	Node	   *result;
 
-	parseTypeString(typename, &want, &typmod, false);
+	cutover_parse_type_compat(typename, &want, &typmod);
 	/* no length is enforced here: a value too long is new's to refuse */
 	result = coerce_to_target_type(pstate, expr, have, want, -1, COERCION_ASSIGNMENT, COERCE_IMPLICIT_CAST, -1);
 	if (result == NULL)

@@ -72,6 +72,13 @@ cutover_wait_event_compat(uint32 *cache, const char *name)
 #endif
 }
 
+/* 16: the last argument, here "raise errors", is a place for them */
+#if PG_VERSION_NUM >= 160000
+#define cutover_parse_type_compat(name, type, typmod) parseTypeString(name, type, typmod, NULL)
+#else
+#define cutover_parse_type_compat(name, type, typmod) parseTypeString(name, type, typmod, false)
+#endif
+
 /* 18: a portal no longer needs to know whether it runs once */
 #if PG_VERSION_NUM >= 180000
 #define cutover_portal_run_compat(portal, dest, qc) \

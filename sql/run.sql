@@ -165,6 +165,13 @@ SELECT cutover_run_ddl('CREATE INDEX CONCURRENTLY ON parent (a)');
 \echo :SQLSTATE
 SELECT cutover_run_ddl('COMMIT');
 \echo :SQLSTATE
+SELECT cutover_run_ddl('SELECT 1', 'ROLLBACK; DROP TABLE parent');
+\echo :SQLSTATE
+SELECT cutover_run_ddl('DO $$ BEGIN COMMIT; END $$', '');
+\echo :SQLSTATE
+SET search_path = '';
+SELECT public.cutover_run_ddl('CREATE TABLE public.no_path (id int)', 'CREATE TABLE public.no_path (id int); -- the end');
+RESET search_path;
 SET ROLE regress_run_admin;
 SELECT cutover_run_ddl('ALTER TABLE parent ADD COLUMN c int');
 \echo :SQLSTATE
