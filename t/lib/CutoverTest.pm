@@ -88,7 +88,7 @@ sub cutover_pair
 	my $old = cutover_node('old', %opt, %for_old);
 	my $new = cutover_node('new', %opt, preload => 0, %for_new);
 
-	$old->safe_psql('postgres', 'CREATE EXTENSION cutover');
+	$old->safe_psql('postgres', 'CREATE EXTENSION cutover') if $old->{_pid};
 	return ($old, $new);
 }
 
