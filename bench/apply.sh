@@ -4,7 +4,7 @@
 #   apply.sh [small] [big] [memory]       default: small big
 #   small    N row changes in transactions of ten: 5 inserts, 4 updates of random rows, 1 delete; 4 writers
 #   big      N row changes in one transaction, the same mix as three statements
-#   memory   MEMORY_ROWS inserted in one transaction: how much memory the replicator takes
+#   memory   MEMORY_ROWS changes in one transaction (6 of 10 inserts, 3 updates, 1 delete): the replicator's memory
 # Both sides hold 0.6 N equal rows.  Replication is set up and paused, the changes
 # are made, replication is resumed; the clock runs from that call until a row
 # committed last is visible on new.  Then both sides are compared, row by row.
@@ -67,7 +67,15 @@ changes_big() {
 		COMMIT;
 	SQL
 }
-changes_memory() { old "$1" -c "INSERT INTO orders SELECT $order_row FROM generate_series($((held + 1)), $((held + MEMORY_ROWS))) i"; }
+changes_memory() {
+	old "$1" <<-SQL
+		BEGIN;
+		INSERT INTO orders SELECT $order_row FROM generate_series($((held + 1)), $((held + MEMORY_ROWS / 10 * 6))) i;
+		UPDATE orders SET $order_change WHERE id BETWEEN $((held + 1)) AND $((held + MEMORY_ROWS / 10 * 3));
+		DELETE FROM orders WHERE id BETWEEN $((held + 1)) AND $((held + MEMORY_ROWS / 10));
+		COMMIT;
+	SQL
+}
 
 # watch_memory FILE: largest private memory of the replicator, kB, and the high-water mark of all it ever touched
 watch_memory() {
