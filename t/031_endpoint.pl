@@ -46,6 +46,8 @@ for my $what ('SELECT pg_catalog.pg_sleep(3600)', 'pipeline sleep', 'copy withou
 my $start = time;
 like(said('pipeline sleep'), qr/^08006 no answer from "new" for 4 s .*; unusable$/s, 'a silent server');
 cmp_ok(time - $start, '<', 15, '... is given up in time');
+cutover_poll('new notices that nobody waits', sub { $new->safe_psql('postgres',
+	q{SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'endpoint_test'}) eq 't' });
 
 for my $mode ('immediate', 'fast')
 {
@@ -57,7 +59,8 @@ for my $mode ('immediate', 'fast')
 				'-c', "SELECT endpoint_test('$conninfo', '$what')" ], '<', \$in, '>', \$out, '2>', \$err);
 
 		cutover_poll('the statement runs', sub { $new->safe_psql('postgres',
-			q{SELECT count(*) FROM pg_stat_activity WHERE application_name = 'endpoint_test' AND state = 'active'}) });
+			q{SELECT count(*) FROM pg_stat_activity WHERE application_name = 'endpoint_test' AND state = 'active'
+				AND query ~ 'pg_sleep|COPY'}) });
 		$new->stop($mode);
 		$client->finish;
 		like($out, qr/^(08006|57P01) .*; unusable$/s, "$mode shutdown of new: $what") or diag($err);

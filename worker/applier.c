@@ -543,7 +543,9 @@ cutover_applier_step(CutoverApplier *applier)
 	CutoverWindow *window = applier->window;
 	CutoverBlockRef *ref;
 	int			limit = applier->replay ? Min(1000, cutover_guc_apply_batch_rows) : cutover_guc_apply_batch_rows;
+	bool		copying = false;
 	bool		finished;
+	ListCell   *lc;
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
@@ -551,13 +553,16 @@ cutover_applier_step(CutoverApplier *applier)
 		cutover_mapping_load(applier->session->ep);
 	else
 		cutover_mapping_refresh_phases();
+	/* a chunk may have to be waited for, with nothing under way on new */
+	foreach(lc, cutover_mapping_tables())
+		copying |= ((CutoverTable *) lfirst(lc))->phase == CUTOVER_PHASE_COPYING;
 
 	while ((ref = cutover_window_peek(window)) != NULL)
 	{
 		if (ref->xid != applier->last_xid && (applier->changes >= limit || applier->rebuild))
 			break;
 		/* new works on what is there while we go on */
-		if (cutover_apply_wants_flush(applier->apply, ref->xid != applier->last_xid))
+		if (!copying && cutover_apply_wants_flush(applier->apply, ref->xid != applier->last_xid))
 			cutover_applier_flush(applier);
 		applier_block(applier, ref);
 		cutover_window_take(window);

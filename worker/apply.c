@@ -90,14 +90,13 @@ cutover_apply_rows(CutoverApply *apply)
 }
 
 /*
- * Whether to flush before the caller's limits say so.  Not while a table is
- * being copied: the caller may have to wait for copiers, with nothing under way.
+ * Whether to flush before the caller's limits say so.
  */
 bool
 cutover_apply_wants_flush(CutoverApply *apply, bool boundary)
 {
 	return apply->nrows >= APPLY_EAGER_ROWS && apply->nchanges < apply->nrows + apply->nrows / 4 &&
-		!apply->may_conflict && (boundary || cutover_endpoint_is_replica(apply->ep));
+		(boundary || cutover_endpoint_is_replica(apply->ep));
 }
 
 /*

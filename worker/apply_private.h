@@ -74,7 +74,6 @@ struct CutoverApply
 	Size		memory;
 	uint64		nrows;
 	uint64		nchanges;		/* that became these rows */
-	bool		may_conflict;	/* a table among them is being copied */
 	StringInfoData key;			/* scratch */
 	uint32		polled;			/* rows added since the endpoint was last given a push */
 	List	   *missed;			/* of CutoverMissedKey */

@@ -72,7 +72,6 @@ cutover_coalesce_forget(CutoverApply *apply)
 	apply->memory = 0;
 	apply->nrows = 0;
 	apply->nchanges = 0;
-	apply->may_conflict = false;
 }
 
 /*
@@ -98,7 +97,6 @@ coalesce_table(CutoverApply *apply, CutoverApplyTable *table)
 		t->hash = applyhash_create(apply->rows_cxt, 256, NULL);
 		t->rows = NULL;
 		t->nrows = t->maxrows = 0;
-		apply->may_conflict |= table->may_conflict;
 	}
 	apply->last = t;
 	return t;

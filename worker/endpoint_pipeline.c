@@ -190,6 +190,7 @@ pipeline_push_command(CutoverEndpoint *ep, EndpointCommandKind kind, EndpointSta
 	};
 	if (stmt)
 		stmt->inflight++;
+	ep->unsynced = true;
 	ep->unsent += 64;
 }
 
@@ -317,7 +318,7 @@ pipeline_finish(CutoverEndpoint *ep)
 		cutover_endpoint_raise_lost(ep, NULL);
 	pipeline_push_command(ep, ENDPOINT_SYNC, NULL, false, NULL, NULL);
 	cutover_endpoint_take_results(ep, true);
-	ep->patient = false;
+	ep->patient = ep->unsynced = false;
 }
 
 /*
@@ -366,7 +367,8 @@ cutover_endpoint_sync(CutoverEndpoint *ep)
 	if (PQpipelineStatus(ep->conn) != PQ_PIPELINE_OFF)
 	{
 		cutover_endpoint_check_usable(ep);
-		pipeline_finish(ep);
+		if (ep->unsynced)
+			pipeline_finish(ep);
 		pipeline_raise_failed(ep);
 	}
 	affected = ep->affected;
@@ -396,7 +398,7 @@ cutover_endpoint_leave_pipeline(CutoverEndpoint *ep)
 {
 	if (ep->broken || PQpipelineStatus(ep->conn) == PQ_PIPELINE_OFF)
 		return;
-	if (ep->ring_count > 0 || ep->failed)
+	if (ep->unsynced)
 		pipeline_finish(ep);
 	pipeline_raise_failed(ep);
 	if (!PQexitPipelineMode(ep->conn))
@@ -409,7 +411,7 @@ cutover_endpoint_leave_pipeline(CutoverEndpoint *ep)
 void
 cutover_endpoint_drop_pipeline(CutoverEndpoint *ep)
 {
-	if (ep->ring_count > 0)
+	if (ep->unsynced)
 	{
 		/* nobody wants the rows any more, and who asked for them may be gone */
 		for (int i = 0; i < ep->ring_count; i++)

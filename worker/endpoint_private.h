@@ -72,6 +72,7 @@ struct CutoverEndpoint
 	int			ring_size;
 	int			ring_head;
 	int			ring_count;
+	bool		unsynced;		/* something was sent since the last complete sync */
 	uint64		affected;
 	PGresult   *failed;			/* first failure since the last sync */
 	char	   *failed_sql;
