@@ -197,6 +197,11 @@ BEGIN
 	LOOP
 		IF v.found IS NULL THEN
 			PERFORM cutover._enqueue_control(v.target_id, v.table_id, 'Z', 'table was dropped');
+			-- no notification: it would keep the transaction from being prepared
+			INSERT INTO cutover._event (actor, kind, detail, target_id, target)
+				SELECT cutover._actor(), 'remove_table', jsonb_build_object('new_table', format('%I.%I', t.new_schema, t.new_name),
+					'reason', 'table was dropped'), t.target_id, g.target
+				FROM cutover._table t JOIN cutover._target g USING (target_id) WHERE t.table_id = v.table_id;
 			DELETE FROM cutover._table t WHERE t.table_id = v.table_id;
 			CONTINUE;
 		END IF;
