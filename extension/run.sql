@@ -129,13 +129,18 @@ DECLARE
 	v_tables int[] := ARRAY(SELECT t.table_id FROM cutover._table t WHERE t.target_id = _capture_all.target_id ORDER BY t.table_id);
 	v_table int;
 	v_done boolean;
+	v_until timestamptz;
+	v_attempt int;
 BEGIN
 	failed_table := NULL;
 	FOREACH v_table IN ARRAY v_tables LOOP
-		FOR v_attempt IN 1..25 LOOP
+		v_until := clock_timestamp() + 60 * current_setting('cutover.lock_timeout')::interval;
+		v_attempt := 0;
+		LOOP
 			v_done := cutover._try_capture(v_table, install);
 			COMMIT;
-			EXIT WHEN v_done;
+			EXIT WHEN v_done OR clock_timestamp() > v_until;
+			v_attempt := v_attempt + 1;
 			SELECT cutover._blockers(t.old_table::regclass) INTO blockers FROM cutover._table t WHERE t.table_id = v_table;
 			COMMIT;
 			PERFORM pg_sleep(least(0.1 * v_attempt, 1) * (0.75 + random() / 2));

@@ -85,12 +85,16 @@ SELECT desired FROM cutover._target;
 BEGIN;
 UPDATE child SET parent = 1 WHERE id = 1;
 PREPARE TRANSACTION 'regress_run';
+ALTER SYSTEM SET cutover.lock_timeout = '20 ms';
+SELECT pg_reload_conf();
 \set VERBOSITY sqlstate
 SELECT cutover_start();
 \set VERBOSITY default
 SELECT desired, started_at FROM cutover._target;
 SELECT count(*) FROM pg_trigger WHERE tgname ~ 'cutover';
 ROLLBACK PREPARED 'regress_run';
+ALTER SYSTEM RESET cutover.lock_timeout;
+SELECT pg_reload_conf();
 
 -- a read-only session may act
 SET default_transaction_read_only = on;
