@@ -23,6 +23,7 @@
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/lock.h"
 #include "storage/proc.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -45,6 +46,9 @@
 #include "shmem.h"
 
 #define IDLE_MS 1000
+/* no lock that SQL's advisory functions could take: those have kind 1 or 2 */
+#define LOCK_CLASS 0x6375746f
+#define LOCK_KIND 0x7265
 #define COPY_POLL_MS 100
 #define ROTATE_EVERY_MS 500
 #define TARGET_EVERY_MS 200
@@ -524,6 +528,9 @@ replicator_recover(Replicator *r)
 	MemoryContextSwitchTo(r->loop_context);
 	class = cutover_retry_classify(error->sqlerrcode);
 
+	/* the progress was not ours to write (1 / 0 rows): somebody else's is to be read first */
+	if (error->sqlerrcode == ERRCODE_DIVISION_BY_ZERO && r->session.ep != NULL)
+		cutover_session_close(&r->session);
 	if (r->session.ep != NULL && (class == CUTOVER_ERROR_CONNECTION || !cutover_endpoint_reset(r->session.ep)))
 		cutover_session_close(&r->session);
 	cutover_applier_abandon(r->applier);
@@ -576,6 +583,23 @@ replicator_back_off(int ms)
 }
 
 /*
+ * Be the only replicator of this target, also where there is no shared memory
+ * to see another one: a lock of the process, released when it ends.
+ */
+static bool
+replicator_lock(int32 target_id)
+{
+	LOCKTAG		tag;
+	bool		mine;
+
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, LOCK_CLASS, (uint32) target_id, LOCK_KIND);
+	StartTransactionCommand();
+	mine = LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
+	CommitTransactionCommand();
+	return mine;
+}
+
+/*
  * Settings of this process only.
  */
 static void
@@ -602,6 +626,8 @@ cutover_replicator_main(Datum arg)
 	Replicator *r;
 
 	replicator_settings();
+	if (!replicator_lock(args.target_id))
+		proc_exit(0);			/* another one lives */
 	r = MemoryContextAllocZero(TopMemoryContext, sizeof(Replicator));
 	r->target_id = args.target_id;
 	r->loop_context = AllocSetContextCreate(TopMemoryContext, "cutover replicator loop", ALLOCSET_DEFAULT_SIZES);
