@@ -35,6 +35,7 @@
 #include "capture.h"
 #include "compat.h"
 #include "copier.h"
+#include "copier_prepare.h"
 #include "dual.h"
 #include "dual_failure.h"
 #include "guc.h"
@@ -213,6 +214,7 @@ replicator_connect(Replicator *r)
 	if (cutover_session_reconcile(&r->session))
 		cutover_mapping_set_stale();
 	replicator_end();
+	cutover_copier_check_new(r->target_id, r->session.progress.k, r->session.ep);
 	cutover_mapping_set_stale();
 	cutover_copier_wake();
 	return true;
@@ -251,7 +253,7 @@ static void
 replicator_advance_tables(Replicator *r)
 {
 	ListCell   *lc;
-	Oid			types[2] = {INT4OID, INT4OID};
+	Oid			types[3] = {INT4OID, INT4OID, INT8OID};
 
 	if (r->caught_up == NIL)
 		return;
@@ -261,14 +263,15 @@ replicator_advance_tables(Replicator *r)
 	SPI_connect();
 	for (lc = list_head(r->caught_up); lc != NULL; lc = lnext(r->caught_up, lc))
 	{
-		Datum		args[2];
+		Datum		args[3];
 
 		args[0] = Int32GetDatum(lfirst_int(lc));
 		lc = lnext(r->caught_up, lc);
 		args[1] = Int32GetDatum(lfirst_int(lc));
-		SPI_execute_with_args("UPDATE cutover._table SET phase = 'indexing', phase_since = pg_catalog.clock_timestamp()"
+		args[2] = Int64GetDatum(r->session.progress.k);
+		SPI_execute_with_args("UPDATE cutover._table SET phase = 'indexing', caught_up_k = $3, phase_since = pg_catalog.clock_timestamp()"
 							  " WHERE table_id = $1 AND phase = 'catching_up' AND copy_generation = $2",
-							  2, types, args, NULL, false, 0);
+							  3, types, args, NULL, false, 0);
 	}
 	SPI_finish();
 	replicator_end();
