@@ -95,6 +95,7 @@ extern void cutover_applier_scratch(CutoverApplier *applier, CutoverTable *table
 extern void cutover_applier_stop(CutoverApplier *applier, CutoverTable *table, const char *reason);
 
 /* ---- worker/refresh.c ---- */
+extern bool cutover_refresh_is_ahead(const char *snapshot);
 extern void cutover_refresh_add(CutoverApplier *applier, CutoverLayout *layout, HeapTuple image,
 								bool suspect, bool replace);
 extern bool cutover_refresh_is_errored(CutoverLayout *layout, HeapTuple image);

@@ -6,9 +6,8 @@ use warnings;
 use CutoverTest;
 use Test::More;
 
-my $seed = $ENV{CUTOVER_TEST_SEED} // time;
-srand($seed);
-note("CUTOVER_TEST_SEED=$seed");
+srand($ENV{CUTOVER_TEST_SEED} // time);
+diag('seed ' . srand) if $ENV{CUTOVER_TEST_SEED};
 
 my ($old, $new) = cutover_pair(
 	old => { conf => <<~'CONF' });

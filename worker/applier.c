@@ -555,7 +555,12 @@ cutover_applier_step(CutoverApplier *applier)
 		cutover_mapping_refresh_phases();
 	/* a chunk may have to be waited for, with nothing under way on new */
 	foreach(lc, cutover_mapping_tables())
-		copying |= ((CutoverTable *) lfirst(lc))->phase == CUTOVER_PHASE_COPYING;
+	{
+		CutoverTable *table = lfirst(lc);
+
+		copying |= table->phase == CUTOVER_PHASE_COPYING;
+		table->apply.may_conflict |= cutover_refresh_is_ahead(window->prev);
+	}
 
 	while ((ref = cutover_window_peek(window)) != NULL)
 	{

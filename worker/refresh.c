@@ -9,6 +9,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_operator.h"
@@ -28,6 +29,9 @@
 
 #include "applier.h"
 #include "dual_failure.h"
+
+/* No transaction from this one on was seen by a refresh. */
+static FullTransactionId read_until = {0};
 
 /*
  * A key's JSON in the one form that jsonb gives it.
@@ -106,6 +110,22 @@ refresh_equals(Oid type)
 }
 
 /*
+ * May new have rows of transactions that come after this snapshot?  A refresh
+ * reads what is there now.  Until a window begins that was taken later, the INSERT of a row may
+ * meet the row itself, and one that is deleted again is not as if it had never been.
+ * Of what the process before us has read nothing is known.
+ */
+bool
+cutover_refresh_is_ahead(const char *snapshot)
+{
+	const char *xmax = snapshot != NULL ? strchr(snapshot, ':') : NULL;
+
+	if (!FullTransactionIdIsValid(read_until))
+		read_until = ReadNextFullTransactionId();
+	return xmax == NULL || strtoull(xmax + 1, NULL, 10) < U64FromFullTransactionId(read_until);
+}
+
+/*
  * Read a row of old by its key into the table's slot.  False: there is none.
  */
 static bool
@@ -133,6 +153,7 @@ refresh_read(CutoverTable *table, CutoverRefresh *refresh)
 	if (SPI_execute_with_args(sql.data, table->nkeys, types, refresh->key, nulls, true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not read a row of %s", table->old_name);
 	found = SPI_processed == 1;
+	read_until = ReadNextFullTransactionId();
 	ExecClearTuple(table->slot);
 	if (found)
 	{
@@ -273,6 +294,11 @@ cutover_refresh_run(CutoverApplier *applier, bool suspects)
 		row.op = CUTOVER_APPLY_UPSERT;
 		if (!found)
 			refresh_key_row(table, refresh, &row);
+		/*
+		 * Whatever the changes of the key in this window add up to was not all
+		 * of it: the row may be there, though the first of them is an INSERT.
+		 */
+		table->apply.may_conflict = true;
 		if (suspects || applier->replay)
 			refresh_apply_suspect(applier, table, refresh, found, &row);
 		else
