@@ -74,6 +74,7 @@ CREATE TABLE cutover._table (
 	bytes_total bigint,
 	copy_started_at timestamptz,
 	copy_ended_at timestamptz,
+	caught_up_k bigint,							-- window that brought the copy up to date
 	added_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX ON cutover._table (target_id);

@@ -14,6 +14,7 @@
 #include "storage/condition_variable.h"
 #include "storage/spin.h"
 
+#define CUTOVER_SHMEM_VERSION 1 /* +1 when a slot gets another layout */
 #define CUTOVER_MAX_SLOTS 16
 #define CUTOVER_TEXT_LEN 384
 #define CUTOVER_DUAL_RING 64

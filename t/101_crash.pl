@@ -6,8 +6,9 @@ use warnings;
 use CutoverTest;
 use Test::More;
 
-srand($ENV{CUTOVER_TEST_SEED} // time);
-diag('seed ' . srand) if $ENV{CUTOVER_TEST_SEED};
+my $seed = $ENV{CUTOVER_TEST_SEED} // time;
+srand($seed);
+note("CUTOVER_TEST_SEED=$seed");
 
 my ($old, $new) = cutover_pair(
 	old => { conf => <<~'CONF' });

@@ -22,6 +22,7 @@ my ($old, $new) = cutover_pair(
 # random text: it can't be compressed, so queue segments fill
 $old->safe_psql('postgres', <<'SQL');
 CREATE TABLE item (id bigint PRIMARY KEY, n int NOT NULL DEFAULT 0, pad text);
+CREATE INDEX item_n ON item (n);
 CREATE TABLE tally (client int, n int, pad text);
 CREATE TABLE big (id int PRIMARY KEY, n int);
 CREATE FUNCTION noise(int) RETURNS text LANGUAGE sql VOLATILE AS
@@ -31,6 +32,7 @@ SQL
 CutoverTest::Load->create($old);
 my @tables = qw(item tally big load_journal);
 cutover_copy_schema($old, $new);
+my $new_schema = cutover_dump_schema($new);
 cutover_add_target($old, $new);
 $old->safe_psql('postgres', 'SELECT cutover_add_tables(); SELECT cutover_start()');
 cutover_wait_synced($old);
@@ -156,25 +158,51 @@ $new->backup_fs_cold('back');
 my $original = $new;
 $new->start;
 my $set_back = sub {
-	my ($name) = @_;
+	my ($name, $of, $backup) = @_;
 	my $node = PostgreSQL::Test::Cluster->new($name);
 
 	$new->stop('immediate');
-	$node->init_from_backup($original, 'back');
+	$node->init_from_backup($of, $backup);
 	$node->start;
 	my $conninfo = $node->connstr('postgres') =~ s/'/''/gr;
 	$old->safe_psql('postgres', "SELECT cutover_set_target('new', '$conninfo')");
 	return $node;
 };
 $old->safe_psql('postgres', q{INSERT INTO tally SELECT 90, i, 'set back' FROM generate_series(1, 100) i; SELECT cutover_wait()});
-$new = $set_back->('set_back');
+$new = $set_back->('set_back', $original, 'back');
 same('new set back a little');
 is($old->safe_psql('postgres', q{SELECT state FROM cutover.status}), 'streaming', 'new set back a little: no fresh copy is needed');
+
+# into the midst of a copy whose end old has seen: rows, changes since, indexes
+set_conf('cutover.queue_segment_size = 256MB');
+set_conf('cutover.copy_chunk_size = 1');
+set_conf('cutover.copy_max_rate = 1000');
+my $copied = $new;
+$load = load(3000);
+$old->safe_psql('postgres', "SELECT cutover_resync('$_')") for qw(item tally);
+cutover_poll('some chunks are done, some are not', sub {
+	$old->safe_psql('postgres', q{SELECT count(DISTINCT state) FROM cutover._chunk JOIN cutover._table t USING (table_id)
+		WHERE phase = 'copying' AND state IN ('done', 'pending')}) eq '2' }, node => $old);
+$new->stop('fast');
+$new->backup_fs_cold('midst');
+$new->start;
+set_conf('cutover.copy_max_rate = 0');
+cutover_wait_synced($old);
+$load->stop;
+cutover_wait($old);
+$new = $set_back->('set_back_midst', $copied, 'midst');
+cutover_poll('copied afresh', sub { $old->safe_psql('postgres', q{SELECT count(*) FROM cutover.event WHERE kind = 'copy_restarted'}) > 0 }, node => $old);
+cutover_wait_synced($old);
+same('new set back into a copy');
+is(cutover_dump_schema($new), $new_schema, 'new set back into a copy: its indexes are there');
+is($old->safe_psql('postgres', q{SELECT state FROM cutover.status}), 'streaming', 'new set back into a copy: that is not rewound');
+set_conf('cutover.queue_segment_size = 1MB');
+
 $load = load();
 rotate(4, 'rotations');
 $load->stop;
 cutover_wait($old);
-$new = $set_back->('set_back_far');
+$new = $set_back->('set_back_far', $original, 'back');
 ok(cutover_poll('rewound', sub { $old->safe_psql('postgres', 'SELECT state FROM cutover.status') eq 'rewound' }, node => $old),
 	'new set back too far: state rewound');
 $old->safe_psql('postgres', "SELECT cutover_resync('$_')") for @tables;

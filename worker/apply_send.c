@@ -26,6 +26,9 @@
 /* bytes before the elements of a one-dimensional array */
 #define SEND_ARRAY_HEADER 20
 
+/* whole rows to delete that may well be compared with every row of the table */
+#define SEND_FEW_ROWS 16
+
 typedef struct SendMissed
 {
 	CutoverApply *apply;
@@ -187,6 +190,7 @@ send_statements(CutoverApply *apply, CutoverApplyTable *table, ApplyGroup *group
 	CutoverParam *params = palloc(sizeof(CutoverParam) * (ncols + 1));
 	StringInfoData *bufs = palloc(sizeof(StringInfoData) * (ncols + 1));
 	bool		whole_rows = group->op == CUTOVER_APPLY_DELETE && table->nkeys == 0;
+	bool		many = whole_rows && group->nrows > SEND_FEW_ROWS;
 	int			nparams = ncols - (group->only_key ? 0 : bms_num_members(group->absent)) + (whole_rows ? 1 : 0);
 
 	for (int i = 0; i <= ncols; i++)
@@ -196,6 +200,9 @@ send_statements(CutoverApply *apply, CutoverApplyTable *table, ApplyGroup *group
 		/* reads all of the table, however large */
 		cutover_endpoint_be_patient(apply->ep);
 		cutover_endpoint_queue(apply->ep, "SET LOCAL enable_hashjoin = on", 0, NULL, false);
+		/* statistics taken while the copy was not committed say that the table is empty: then every row would be compared with every other */
+		if (many)
+			cutover_endpoint_queue(apply->ep, "SET LOCAL enable_nestloop = off", 0, NULL, false);
 	}
 	for (int from = 0, to; from < group->nrows; from = to)
 	{
@@ -216,6 +223,8 @@ send_statements(CutoverApply *apply, CutoverApplyTable *table, ApplyGroup *group
 	}
 	if (whole_rows)
 		cutover_endpoint_queue(apply->ep, "SET LOCAL enable_hashjoin = off", 0, NULL, false);
+	if (many)
+		cutover_endpoint_queue(apply->ep, "SET LOCAL enable_nestloop = on", 0, NULL, false);
 	for (int i = 0; i <= ncols; i++)
 		pfree(bufs[i].data);
 	pfree(bufs);

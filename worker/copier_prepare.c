@@ -294,3 +294,58 @@ cutover_copier_complete(int32 table_id, int32 generation, CutoverEndpoint *ep)
 	MemoryContextSwitchTo(mcxt);
 	return changed;
 }
+
+/*
+ * The chunks of a table that new holds, by its answer (table_id, generation,
+ * chunks); 0 if it says nothing of it.
+ */
+static int64
+prepare_chunks_on_new(CutoverRows *rows, int32 table_id, int32 generation)
+{
+	for (int i = 0; i < rows->nrows; i++)
+		if (atoi(CUTOVER_CELL(rows, i, 0)) == table_id && atoi(CUTOVER_CELL(rows, i, 1)) == generation)
+			return strtoi64(CUTOVER_CELL(rows, i, 2), NULL, 10);
+	return 0;
+}
+
+/*
+ * New may have been set back (a restored backup, a standby that lagged) to
+ * before the end of a table's copy that old has seen.  What it lost is done
+ * again: chunks, changes that the chunks may hold already, indexes.
+ */
+void
+cutover_copier_check_new(int32 target_id, int64 k, CutoverEndpoint *ep)
+{
+	MemoryContext mcxt = CurrentMemoryContext;
+	Oid			types[] = {INT4OID, INT8OID, TEXTOID};
+	Datum		values[] = {Int32GetDatum(target_id), Int64GetDatum(k), 0};
+	CutoverRows *chunks;
+	CutoverRows *deferred;
+	SPITupleTable *tables;
+	uint64		n;
+
+	chunks = cutover_endpoint_exec(ep, "SELECT table_id, generation, count(*) FROM cutover.chunk"
+								   " WHERE chunk_no >= 0 AND snapshot IS NOT NULL GROUP BY 1, 2");
+	deferred = cutover_endpoint_exec(ep, "SELECT coalesce(pg_catalog.array_agg(DISTINCT table_id), '{}') FROM cutover.deferred");
+	values[2] = CStringGetTextDatum(CUTOVER_CELL(deferred, 0, 0));
+	cutover_local_begin();
+	cutover_local_run("UPDATE cutover._table SET phase = CASE WHEN caught_up_k > $2 THEN 'catching_up' ELSE 'indexing' END,"
+					  " phase_since = pg_catalog.clock_timestamp() WHERE target_id = $1 AND (phase IN ('indexing', 'synced') AND"
+					  " caught_up_k > $2 OR phase = 'synced' AND table_id = ANY ($3::int[]))", 3, types, values, NULL);
+	n = cutover_local_run("SELECT t.table_id, t.copy_generation, (SELECT count(*) FROM cutover._chunk c WHERE c.table_id = t.table_id"
+						  " AND c.generation = t.copy_generation AND c.state = 'done') FROM cutover._table t WHERE t.target_id = $1"
+						  " AND t.copy AND t.phase IN ('copying', 'catching_up', 'indexing', 'synced')", 1, types, values, NULL);
+	tables = SPI_tuptable;
+	for (uint64 i = 0; i < n; i++)
+	{
+		bool		isnull;
+		int32		table_id = DatumGetInt32(SPI_getbinval(tables->vals[i], tables->tupdesc, 1, &isnull));
+		int32		generation = DatumGetInt32(SPI_getbinval(tables->vals[i], tables->tupdesc, 2, &isnull));
+
+		if (prepare_chunks_on_new(chunks, table_id, generation) <
+			DatumGetInt64(SPI_getbinval(tables->vals[i], tables->tupdesc, 3, &isnull)))
+			cutover_copier_restart_table(table_id, generation, "new lost a part of what was copied");
+	}
+	cutover_local_commit(true);
+	MemoryContextSwitchTo(mcxt);
+}

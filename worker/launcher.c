@@ -41,6 +41,7 @@
 
 #define RESTART_SECONDS 5
 #define START_PACE_MS 1000
+#define UNSEEN_PACE_MS 10000
 
 static bool worker_connected = false;
 
@@ -175,11 +176,20 @@ cutover_launcher_start_replicator(int32 target_id)
 
 	if (RecoveryInProgress())
 		return true;
-	if (slot != NULL)
+	now = GetCurrentTimestamp();
+	if (slot == NULL)
+	{
+		/* nobody can see whether one lives: one more ends by itself (replicator_lock) */
+		static TimestampTz last_start = 0;
+
+		if (last_start != 0 && !TimestampDifferenceExceeds(last_start, now, UNSEEN_PACE_MS))
+			return true;
+		last_start = now;
+	}
+	else
 	{
 		if (slot->pid != 0 && kill(slot->pid, 0) == 0)
 			return true;
-		now = GetCurrentTimestamp();
 		if (slot->last_start != 0 &&
 			!TimestampDifferenceExceeds(slot->last_start, now, START_PACE_MS))
 			return true;

@@ -23,6 +23,7 @@
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/lock.h"
 #include "storage/proc.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -34,6 +35,7 @@
 #include "capture.h"
 #include "compat.h"
 #include "copier.h"
+#include "copier_prepare.h"
 #include "dual.h"
 #include "dual_failure.h"
 #include "guc.h"
@@ -45,6 +47,9 @@
 #include "shmem.h"
 
 #define IDLE_MS 1000
+/* no lock that SQL's advisory functions could take: those have kind 1 or 2 */
+#define LOCK_CLASS 0x6375746f
+#define LOCK_KIND 0x7265
 #define COPY_POLL_MS 100
 #define ROTATE_EVERY_MS 500
 #define TARGET_EVERY_MS 200
@@ -209,6 +214,7 @@ replicator_connect(Replicator *r)
 	if (cutover_session_reconcile(&r->session))
 		cutover_mapping_set_stale();
 	replicator_end();
+	cutover_copier_check_new(r->target_id, r->session.progress.k, r->session.ep);
 	cutover_mapping_set_stale();
 	cutover_copier_wake();
 	return true;
@@ -247,7 +253,7 @@ static void
 replicator_advance_tables(Replicator *r)
 {
 	ListCell   *lc;
-	Oid			types[2] = {INT4OID, INT4OID};
+	Oid			types[3] = {INT4OID, INT4OID, INT8OID};
 
 	if (r->caught_up == NIL)
 		return;
@@ -257,14 +263,15 @@ replicator_advance_tables(Replicator *r)
 	SPI_connect();
 	for (lc = list_head(r->caught_up); lc != NULL; lc = lnext(r->caught_up, lc))
 	{
-		Datum		args[2];
+		Datum		args[3];
 
 		args[0] = Int32GetDatum(lfirst_int(lc));
 		lc = lnext(r->caught_up, lc);
 		args[1] = Int32GetDatum(lfirst_int(lc));
-		SPI_execute_with_args("UPDATE cutover._table SET phase = 'indexing', phase_since = pg_catalog.clock_timestamp()"
+		args[2] = Int64GetDatum(r->session.progress.k);
+		SPI_execute_with_args("UPDATE cutover._table SET phase = 'indexing', caught_up_k = $3, phase_since = pg_catalog.clock_timestamp()"
 							  " WHERE table_id = $1 AND phase = 'catching_up' AND copy_generation = $2",
-							  2, types, args, NULL, false, 0);
+							  3, types, args, NULL, false, 0);
 	}
 	SPI_finish();
 	replicator_end();
@@ -524,6 +531,9 @@ replicator_recover(Replicator *r)
 	MemoryContextSwitchTo(r->loop_context);
 	class = cutover_retry_classify(error->sqlerrcode);
 
+	/* the progress was not ours to write (1 / 0 rows): somebody else's is to be read first */
+	if (error->sqlerrcode == ERRCODE_DIVISION_BY_ZERO && r->session.ep != NULL)
+		cutover_session_close(&r->session);
 	if (r->session.ep != NULL && (class == CUTOVER_ERROR_CONNECTION || !cutover_endpoint_reset(r->session.ep)))
 		cutover_session_close(&r->session);
 	cutover_applier_abandon(r->applier);
@@ -576,6 +586,23 @@ replicator_back_off(int ms)
 }
 
 /*
+ * Be the only replicator of this target, also where there is no shared memory
+ * to see another one: a lock of the process, released when it ends.
+ */
+static bool
+replicator_lock(int32 target_id)
+{
+	LOCKTAG		tag;
+	bool		mine;
+
+	SET_LOCKTAG_ADVISORY(tag, MyDatabaseId, LOCK_CLASS, (uint32) target_id, LOCK_KIND);
+	StartTransactionCommand();
+	mine = LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
+	CommitTransactionCommand();
+	return mine;
+}
+
+/*
  * Settings of this process only.
  */
 static void
@@ -602,6 +629,8 @@ cutover_replicator_main(Datum arg)
 	Replicator *r;
 
 	replicator_settings();
+	if (!replicator_lock(args.target_id))
+		proc_exit(0);			/* another one lives */
 	r = MemoryContextAllocZero(TopMemoryContext, sizeof(Replicator));
 	r->target_id = args.target_id;
 	r->loop_context = AllocSetContextCreate(TopMemoryContext, "cutover replicator loop", ALLOCSET_DEFAULT_SIZES);

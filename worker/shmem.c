@@ -85,7 +85,11 @@ cutover_shmem_attach(void)
 	holdoff = InterruptHoldoffCount;
 	PG_TRY();
 	{
-		shared = ShmemInitStruct("cutover", sizeof(CutoverShared), &found);
+		/* a library replaced under a running server makes a segment of its own */
+		char		name[48];
+
+		snprintf(name, sizeof(name), "cutover %d %zu", CUTOVER_SHMEM_VERSION, sizeof(CutoverShared));
+		shared = ShmemInitStruct(name, sizeof(CutoverShared), &found);
 	}
 	PG_CATCH();
 	{
