@@ -61,13 +61,13 @@ sub outage
 {
 	my ($what, $fail, $like, $mend) = @_;
 
-	my $before = $load->committed;
+	my $since = $old->safe_psql('postgres', 'SELECT clock_timestamp()');
 	$fail->();
 	my $said = cutover_poll(
 		"$what: status says so",
 		sub {
 			my ($rc, $out) = $old->psql('postgres',
-				q{SELECT waiting_for || ' / ' || last_error FROM cutover.status WHERE waiting_for IS NOT NULL AND last_error_at > now() - interval '30 s'});
+				qq{SELECT waiting_for || ' / ' || last_error FROM cutover.status WHERE waiting_for IS NOT NULL AND last_error_at > '$since'});
 			return $rc == 0 && $out =~ $like && $out;
 		},
 		node => $old);
