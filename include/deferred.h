@@ -28,6 +28,9 @@ extern List *cutover_deferred_take_off(CutoverEndpoint *ep, int32 table_id, cons
 extern CutoverJobResult cutover_deferred_build_next(CutoverEndpoint *ep, int32 target_id,
 													const CutoverSkip *skip, int32 *table_id);
 
+/* After an error, which gave up all claims on new. */
+extern void cutover_deferred_forget_claims(void);
+
 /* Steps of bringing one back.  On new, cutover.restore_deferred() does the same in SQL when a migration is given up. */
 typedef struct CutoverDeferred
 {

@@ -197,13 +197,14 @@ worker_recover(CutoverEndpoint *ep, int32 table_id, ErrorData *error)
 
 	AbortOutOfAnyTransaction();
 	MemoryContextSwitchTo(TopMemoryContext);
+	cutover_deferred_forget_claims();
 	/* new may go on with what we asked for; a fresh session waits for it by its locks */
 	if (ep != NULL && (class == CUTOVER_ERROR_CONNECTION || !cutover_endpoint_reset(ep)))
 	{
 		cutover_endpoint_close(ep);
 		ep = NULL;
 	}
-	else if (ep != NULL && table_id != 0)
+	else if (ep != NULL)
 	{
 		cutover_copy_chunk_put_back();
 		MemoryContextSwitchTo(TopMemoryContext);

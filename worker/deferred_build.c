@@ -31,8 +31,19 @@ typedef struct BuildTable
 	char	   *new_table;
 	bool		concurrently;	/* apply to tables that are in use must not stop */
 	int			unbuilt;		/* indexes to build */
+	bool		expressions;	/* some on expressions, which have statistics of their own */
 	char	   *waits_for;		/* foreign keys: another table that isn't copied yet */
 } BuildTable;
+
+/* the table that this process analyzed and will finish; its claim is kept meanwhile */
+static int32 kept_table = 0;
+static int32 kept_generation;
+
+void
+cutover_deferred_forget_claims(void)
+{
+	kept_table = 0;
+}
 
 /*
  * Try to claim; the lock lives as long as the session on new.
@@ -171,7 +182,11 @@ build_survey(List *tables, List *items, List *unready)
 		if (table == NULL)
 			continue;
 		if (build_is_index(item) && !item->built)
+		{
 			table->unbuilt++;
+			/* columns stand in the first parentheses: any others may be an expression */
+			table->expressions |= strchr(strchr(item->definition, '(') + 1, '(') != NULL;
+		}
 		if (strcmp(item->kind, "foreign_key") != 0)
 			continue;
 		foreach(name, unready)
@@ -200,24 +215,31 @@ build_report(BuildTable *table, MemoryContext mcxt)
 	MemoryContextSwitchTo(mcxt);
 }
 
+static void
+build_analyze(CutoverEndpoint *ep, BuildTable *table)
+{
+	int			limit = cutover_endpoint_set_timeout(ep, 0);
+
+	cutover_endpoint_exec(ep, psprintf("ANALYZE %s", table->new_table));
+	(void) cutover_endpoint_set_timeout(ep, limit);
+}
+
 /*
  * All indexes are there: the rest, and the table is synced.
  */
 static void
-build_finish_table(CutoverEndpoint *ep, BuildTable *table, MemoryContext mcxt)
+build_finish_table(CutoverEndpoint *ep, BuildTable *table, bool analyzed, MemoryContext mcxt)
 {
 	Oid			types[] = {INT4OID, INT4OID};
 	Datum		values[] = {Int32GetDatum(table->table_id), Int32GetDatum(table->generation)};
 	List	   *items = cutover_deferred_read(ep, psprintf("{%d}", table->table_id));
 	ListCell   *lc;
-	int			limit;
 
 	foreach(lc, items)
 		if (build_is_index(lfirst(lc)))
 			cutover_deferred_finish(ep, lfirst(lc));
-	limit = cutover_endpoint_set_timeout(ep, 0);
-	cutover_endpoint_exec(ep, psprintf("ANALYZE %s", table->new_table));
-	(void) cutover_endpoint_set_timeout(ep, limit);
+	if (!analyzed)
+		build_analyze(ep, table);
 	foreach(lc, items)
 		if (strcmp(((CutoverDeferred *) lfirst(lc))->kind, "foreign_key") == 0)
 			cutover_deferred_add_foreign_key(ep, lfirst(lc));
@@ -231,7 +253,17 @@ build_finish_table(CutoverEndpoint *ep, BuildTable *table, MemoryContext mcxt)
 }
 
 /*
- * Finish one table that lacks no index and waits for nothing.
+ * Is this the table that we keep a claim of?
+ */
+static bool
+build_is_kept(BuildTable *table)
+{
+	return kept_table == table->table_id && kept_generation == table->generation;
+}
+
+/*
+ * Finish one table that lacks no index and waits for nothing; or have one
+ * analyzed while others build its indexes.
  */
 static bool
 build_one_table(CutoverEndpoint *ep, List *tables, int32 *table_id, MemoryContext mcxt)
@@ -243,21 +275,44 @@ build_one_table(CutoverEndpoint *ep, List *tables, int32 *table_id, MemoryContex
 		BuildTable *table = lfirst(lc);
 		char	   *id = psprintf("%d", table->table_id);
 
-		if (table->unbuilt > 0)
+		if (table->unbuilt > 0 && (kept_table != 0 || table->expressions))
 			continue;
-		if (table->waits_for)
+		if (table->unbuilt == 0 && table->waits_for)
 		{
 			build_report(table, mcxt);
 			continue;
 		}
-		if (!build_claim(ep, CLAIM_TABLE, id))
+		if (!build_is_kept(table) && !build_claim(ep, CLAIM_TABLE, id))
 			continue;
 		*table_id = table->table_id;
-		build_finish_table(ep, table, mcxt);
+		if (table->unbuilt > 0)
+		{
+			build_analyze(ep, table);
+			kept_table = table->table_id;
+			kept_generation = table->generation;
+			return true;
+		}
+		build_finish_table(ep, table, build_is_kept(table), mcxt);
 		build_unclaim(ep, CLAIM_TABLE, id);
+		if (build_is_kept(table))
+			kept_table = 0;
 		return true;
 	}
 	return false;
+}
+
+/*
+ * Give up the claim of a table that is no longer being indexed.
+ */
+static void
+build_drop_stale_claim(CutoverEndpoint *ep, List *tables)
+{
+	BuildTable *table = build_find_table(tables, kept_table);
+
+	if (kept_table == 0 || (table != NULL && build_is_kept(table)))
+		return;
+	build_unclaim(ep, CLAIM_TABLE, psprintf("%d", kept_table));
+	kept_table = 0;
 }
 
 /*
@@ -291,6 +346,7 @@ cutover_deferred_build_next(CutoverEndpoint *ep, int32 target_id, const CutoverS
 
 	MemoryContextSwitchTo(mcxt);
 	tables = build_read_tables(target_id, skip, &unready, mcxt);
+	build_drop_stale_claim(ep, tables);
 	if (tables != NIL)
 	{
 		items = cutover_deferred_read(ep, build_ids(tables));
