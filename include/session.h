@@ -27,6 +27,7 @@ typedef struct CutoverSession
 	char	   *migration_id;
 	CutoverEndpoint *ep;		/* NULL = not connected */
 	CutoverProgress progress;	/* what new has confirmed */
+	XLogRecPtr	marker_lsn;		/* of a marker that is committed and not flushed yet; 0 = none */
 	TimestampTz lease_renewed;
 	char		token[128];		/* names this connection in new's progress */
 	MemoryContext context;		/* of progress' strings */
@@ -57,8 +58,14 @@ extern void cutover_session_confirm(CutoverSession *session, const CutoverProgre
 /* Have new flush everything committed so far. */
 extern void cutover_session_flush(CutoverSession *session);
 
-/* Durably promise window k on old, in a transaction of its own. */
+/*
+ * Promise window k on old, in the caller's transaction, after whose commit
+ * cutover_session_marked is called.  The promise must be durable before anything of the
+ * window commits on new: cutover_session_await_marker sees to that.
+ */
 extern void cutover_session_mark(CutoverSession *session, int64 k, const char *snapshot);
+extern void cutover_session_marked(CutoverSession *session);
+extern void cutover_session_await_marker(CutoverSession *session);
 
 /*
  * Compare new's progress with old's marker.  True if new has what old lost

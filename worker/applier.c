@@ -529,6 +529,7 @@ applier_commit(CutoverApplier *applier, bool finished)
 	if (applier->lease_held)
 		cutover_session_queue_lease(session);
 	cutover_session_queue_progress(session, &progress);
+	cutover_session_await_marker(session);
 	cutover_endpoint_queue(session->ep, "COMMIT", 0, NULL, false);
 	cutover_endpoint_sync(session->ep);
 	cutover_session_confirm(session, &progress);

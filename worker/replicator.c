@@ -315,6 +315,8 @@ replicator_open_window(Replicator *r)
 			cutover_session_mark(&r->session, r->window.k, r->window.cur);
 	}
 	replicator_end();
+	if (found && done->window_snapshot == NULL)
+		cutover_session_marked(&r->session);
 	return found;
 }
 

@@ -12,8 +12,10 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "executor/spi.h"
+#include "replication/syncrep.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/pg_lsn.h"
 #include "utils/snapmgr.h"
@@ -216,7 +218,8 @@ cutover_session_flush(CutoverSession *session)
 }
 
 /*
- * Promise window k: committed and flushed before anything of it reaches new.
+ * Promise window k.  Without a synchronous standby the flush is left to
+ * cutover_session_await_marker: new works meanwhile.
  */
 void
 cutover_session_mark(CutoverSession *session, int64 k, const char *snapshot)
@@ -226,6 +229,9 @@ cutover_session_mark(CutoverSession *session, int64 k, const char *snapshot)
 	CStringGetTextDatum(snapshot), CStringGetTextDatum(session->progress.snapshot)};
 	Oid			types[4] = {INT4OID, INT8OID, TEXTOID, TEXTOID};
 
+	if (SyncRepStandbyNames == NULL || SyncRepStandbyNames[0] == '\0')
+		(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
 	SPI_connect();
 	if (cutover_local_run_kept(&plan, "INSERT INTO cutover._marker AS m (target_id, direction, k, snapshot, acked_snapshot, taken_at)"
 							  " VALUES ($1, 'forward', $2, $3::pg_snapshot, $4::pg_snapshot, pg_catalog.clock_timestamp())"
@@ -234,6 +240,26 @@ cutover_session_mark(CutoverSession *session, int64 k, const char *snapshot)
 							   4, types, args, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "could not write the marker");
 	SPI_finish();
+}
+
+void
+cutover_session_marked(CutoverSession *session)
+{
+	session->marker_lsn = XactLastCommitEnd;
+}
+
+/*
+ * Flush the marker, and with it everything that its window's snapshot saw.
+ * What is queued for new is sent first.
+ */
+void
+cutover_session_await_marker(CutoverSession *session)
+{
+	if (session->marker_lsn == 0)
+		return;
+	cutover_endpoint_poll(session->ep);
+	XLogFlush(session->marker_lsn);
+	session->marker_lsn = 0;
 }
 
 /*
