@@ -305,10 +305,10 @@ BEGIN
 	PERFORM cutover._check_owner(old_table);
 	EXECUTE format('LOCK TABLE %s IN ACCESS SHARE MODE', old_table);
 	SELECT * INTO STRICT v_target FROM cutover._target t WHERE t.target_id = _add_one_table.target_id FOR SHARE;
-	IF v_target.desired = 'finished' OR v_target.mode <> 'old_only' THEN
+	IF v_target.desired = 'finished' OR v_target.mode = 'new_only' THEN
 		RAISE EXCEPTION 'tables cannot be added to target "%" now', v_target.target USING ERRCODE = '55000',
 			DETAIL = format('It is %s.', CASE WHEN v_target.desired = 'finished' THEN 'finished' ELSE 'in mode ' || v_target.mode END),
-			HINT = 'Add tables in mode old_only.';
+			HINT = 'Add tables while old is master.';
 	END IF;
 	SELECT t.table_id, g.target INTO v_other FROM cutover._table t JOIN cutover._target g USING (target_id) WHERE t.old_table = _add_one_table.old_table;
 	IF FOUND THEN
