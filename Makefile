@@ -61,6 +61,7 @@ OBJS = \
 	worker/mapping.o \
 	worker/mapping_new.o \
 	worker/reader.o \
+	worker/recover.o \
 	worker/refresh.o \
 	worker/replicator.o \
 	worker/retry.o \
@@ -141,7 +142,7 @@ all install:
 	@echo "$(PG_CONFIG) is not there, or has no development files: run \"make deps\", or set PG_CONFIG" >&2; exit 1
 endif
 
-$(OBJS): $(wildcard include/*.h)
+$(OBJS): $(wildcard include/*.h worker/*.h)
 
 extension/cutover--$(EXTVERSION).sql: $(SQL_PARTS)
 	{ printf '%s\n' '\echo Use "CREATE EXTENSION cutover" to load this file. \quit'; cat $^; } > $@

@@ -32,11 +32,11 @@ reader_damaged(const CutoverReader *reader, const char *what)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_DATA_CORRUPTED),
-			 errmsg("queue block does not decode: %s", what),
-			 errdetail("Segment %d, block (%u,%u), transaction " UINT64_FORMAT ", position %X/%X.",
-					   reader->ref->segment,
-					   ItemPointerGetBlockNumberNoCheck(&reader->ref->tid),
-					   ItemPointerGetOffsetNumberNoCheck(&reader->ref->tid),
+			 errmsg("queue block (%u,%u) of segment %d does not decode: %s",
+					ItemPointerGetBlockNumberNoCheck(&reader->ref->tid),
+					ItemPointerGetOffsetNumberNoCheck(&reader->ref->tid),
+					reader->ref->segment, what),
+			 errdetail("It belongs to transaction " UINT64_FORMAT ", position %X/%X.",
 					   reader->ref->xid, LSN_FORMAT_ARGS(reader->ref->lsn)),
 			 errhint("Nothing from this block on is applied. Resolve the damage, or give up the queue: cutover_cancel(), then start again.")));
 }

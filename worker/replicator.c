@@ -41,6 +41,7 @@
 #include "guc.h"
 #include "launcher.h"
 #include "replicator.h"
+#include "replicator_private.h"
 #include "retry.h"
 #include "rotate.h"
 #include "session.h"
@@ -53,30 +54,6 @@
 #define COPY_POLL_MS 100
 #define ROTATE_EVERY_MS 500
 #define TARGET_EVERY_MS 200
-
-typedef struct Replicator
-{
-	int32		target_id;
-	CutoverSlot *slot;
-	CutoverSession session;
-	CutoverWindow window;
-	CutoverApplier *applier;
-	MemoryContext loop_context;
-	uint64		ticket;			/* of those who wait for this window */
-	int			attempts;		/* failures in a row */
-	uint64		replay_lsn;		/* replay until the window is past this position */
-	bool		dual;			/* mode is dual_write */
-	bool		durable;		/* commits on new are flushed, since sessions wait for them */
-	bool		open_failures;	/* of dual writes */
-	bool		replay_window;	/* ... or at its end */
-	List	   *caught_up;		/* (table_id, generation) pairs that this window brings up to date */
-	TimestampTz resolved_at;
-	TimestampTz target_read_at;
-	TimestampTz rotated_at;
-	TimestampTz rate_since;
-	uint64		rate_changes;
-	CutoverStats stats;
-} Replicator;
 
 static CutoverSlot *my_slot = NULL;
 static uint32 wait_event_main = 0;
@@ -91,8 +68,8 @@ replicator_detach(int code, Datum arg)
 /*
  * Publish what the loop does or why it does not.
  */
-static void
-replicator_report(Replicator *r, const char *waiting_for)
+void
+cutover_replicator_report(Replicator *r, const char *waiting_for)
 {
 	strlcpy(r->stats.waiting_for, waiting_for ? waiting_for : "", CUTOVER_TEXT_LEN);
 	if (r->slot != NULL)
@@ -102,8 +79,8 @@ replicator_report(Replicator *r, const char *waiting_for)
 /*
  * Wait for a commit, a signal, or the time to look by oneself.
  */
-static void
-replicator_sleep(int ms)
+void
+cutover_replicator_sleep(int ms)
 {
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, ms,
 					 cutover_wait_event_compat(&wait_event_main, "CutoverReplicatorMain"));
@@ -116,16 +93,16 @@ replicator_sleep(int ms)
 	}
 }
 
-static void
-replicator_begin(void)
+void
+cutover_replicator_begin(void)
 {
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 }
 
-static void
-replicator_end(void)
+void
+cutover_replicator_end(void)
 {
 	PopActiveSnapshot();
 	CommitTransactionCommand();
@@ -147,7 +124,7 @@ replicator_read_target(Replicator *r)
 	if (!TimestampDifferenceExceeds(r->target_read_at, now, TARGET_EVERY_MS))
 		return true;
 	r->target_read_at = now;
-	replicator_begin();
+	cutover_replicator_begin();
 	SPI_connect();
 	/* the extension may be gone altogether */
 	if (SPI_execute("SELECT 1 WHERE pg_catalog.to_regclass('cutover._target') IS NOT NULL", true, 1) == SPI_OK_SELECT &&
@@ -174,7 +151,7 @@ replicator_read_target(Replicator *r)
 			running = false;	/* a copy: inert until cutover_adopt() */
 	}
 	SPI_finish();
-	replicator_end();
+	cutover_replicator_end();
 	return running;
 }
 
@@ -188,21 +165,21 @@ replicator_connect(Replicator *r)
 
 	if (r->session.ep != NULL)
 		return true;
-	replicator_begin();
+	cutover_replicator_begin();
 	state = cutover_session_open(&r->session);
-	replicator_end();
+	cutover_replicator_end();
 	switch (state)
 	{
 		case CUTOVER_SESSION_READY:
 			break;
 		case CUTOVER_SESSION_LEASE_HELD:
-			replicator_report(r, "another instance of this server works on new: its lease there must run out first");
+			cutover_replicator_report(r, "another instance of this server works on new: its lease there must run out first");
 			return false;
 		case CUTOVER_SESSION_NOT_ADOPTED:
-			replicator_report(r, "this server is a copy of the one that works on new: cutover_adopt() makes it the real one");
+			cutover_replicator_report(r, "this server is a copy of the one that works on new: cutover_adopt() makes it the real one");
 			return false;
 		case CUTOVER_SESSION_GONE:
-			replicator_report(r, "new does not know this migration any more: cutover_cancel() gives it up");
+			cutover_replicator_report(r, "new does not know this migration any more: cutover_cancel() gives it up");
 			return false;
 	}
 	r->durable = false;
@@ -210,10 +187,10 @@ replicator_connect(Replicator *r)
 	if (r->applier->apply != NULL)
 		cutover_apply_destroy(r->applier->apply);
 	r->applier->apply = cutover_apply_create(r->session.ep);
-	replicator_begin();
+	cutover_replicator_begin();
 	if (cutover_session_reconcile(&r->session))
 		cutover_mapping_set_stale();
-	replicator_end();
+	cutover_replicator_end();
 	cutover_copier_check_new(r->target_id, r->session.progress.k, r->session.ep);
 	cutover_mapping_set_stale();
 	cutover_copier_wake();
@@ -259,7 +236,7 @@ replicator_advance_tables(Replicator *r)
 		return;
 	/* new must not forget this window: without the chunks its changes can't be told from copied ones */
 	cutover_session_flush(&r->session);
-	replicator_begin();
+	cutover_replicator_begin();
 	SPI_connect();
 	for (lc = list_head(r->caught_up); lc != NULL; lc = lnext(r->caught_up, lc))
 	{
@@ -274,7 +251,7 @@ replicator_advance_tables(Replicator *r)
 							  3, types, args, NULL, false, 0);
 	}
 	SPI_finish();
-	replicator_end();
+	cutover_replicator_end();
 	list_free(r->caught_up);
 	r->caught_up = NIL;
 	cutover_copier_wake();
@@ -294,7 +271,7 @@ replicator_open_window(Replicator *r)
 		r->ticket = pg_atomic_read_u64(&r->slot->wanted);
 		pg_atomic_write_u32(&r->slot->dirty, 0);
 	}
-	replicator_begin();
+	cutover_replicator_begin();
 	if (cutover_mapping_is_stale())
 		cutover_mapping_load(r->session.ep);
 	if (done->window_snapshot != NULL)
@@ -314,7 +291,7 @@ replicator_open_window(Replicator *r)
 		if (found)
 			cutover_session_mark(&r->session, r->window.k, r->window.cur);
 	}
-	replicator_end();
+	cutover_replicator_end();
 	if (found && done->window_snapshot == NULL)
 		cutover_session_marked(&r->session);
 	return found;
@@ -356,7 +333,7 @@ replicator_window_done(Replicator *r)
 		r->rate_changes = r->stats.applied_changes;
 		r->rate_since = now;
 	}
-	replicator_report(r, cutover_copier_waiting_for());
+	cutover_replicator_report(r, cutover_copier_waiting_for());
 	if (r->slot != NULL && replicator_all_synced() && r->caught_up == NIL)
 	{
 		if (pg_atomic_read_u64(&r->slot->served) < r->ticket)
@@ -389,13 +366,13 @@ replicator_clear_rewound(Replicator *r)
 	Oid			types[1] = {INT4OID};
 	Datum		args[1] = {Int32GetDatum(r->target_id)};
 
-	replicator_begin();
+	cutover_replicator_begin();
 	SPI_connect();
 	SPI_execute_with_args("UPDATE cutover._target t SET rewound = false WHERE target_id = $1 AND rewound"
 						  " AND NOT EXISTS (SELECT FROM cutover._table b WHERE b.target_id = t.target_id AND b.phase <> 'synced')",
 						  1, types, args, NULL, false, 0);
 	SPI_finish();
-	replicator_end();
+	cutover_replicator_end();
 }
 
 /*
@@ -440,7 +417,7 @@ replicator_step(Replicator *r)
 	if (finished)
 		replicator_window_done(r);
 	else
-		replicator_report(r, NULL);
+		cutover_replicator_report(r, NULL);
 }
 
 /*
@@ -485,106 +462,6 @@ replicator_turn(Replicator *r)
 	if (r->slot != NULL && pg_atomic_read_u32(&r->slot->dirty) != 0)
 		return 0;
 	return r->slot == NULL || cutover_copier_busy(r->target_id) ? COPY_POLL_MS : IDLE_MS;
-}
-
-/*
- * A schema change that new rejected is shown like a row that new rejected.
- */
-static void
-replicator_save_ddl_error(Replicator *r)
-{
-	Oid			types[3] = {INT4OID, TEXTOID, TEXTOID};
-	Datum		args[3];
-
-	if (r->applier->ddl_message == NULL)
-		return;
-	args[0] = Int32GetDatum(r->target_id);
-	args[1] = CStringGetTextDatum(unpack_sql_state(r->applier->ddl_sqlstate));
-	args[2] = CStringGetTextDatum(r->applier->ddl_message);
-	replicator_begin();
-	SPI_connect();
-	SPI_execute_with_args("INSERT INTO cutover._apply_error AS e (target_id, table_id, key, sqlstate, message)"
-						  " VALUES ($1, NULL, NULL, $2, $3)"
-						  " ON CONFLICT (target_id, direction, table_id, key) DO UPDATE SET sqlstate = EXCLUDED.sqlstate,"
-						  " message = EXCLUDED.message, attempts = e.attempts + 1, last_at = pg_catalog.clock_timestamp()",
-						  3, types, args, NULL, false, 0);
-	SPI_finish();
-	replicator_end();
-	r->applier->ddl_message = NULL;
-}
-
-/*
- * After an error: undo, classify, and get ready to try again.  Returns how
- * long to wait, in milliseconds.
- */
-static int
-replicator_recover(Replicator *r)
-{
-	ErrorData  *error;
-	CutoverErrorClass class;
-	bool		in_window = r->window.open;
-	bool		was_replay = r->applier->replay;
-	XLogRecPtr	reached = r->applier->last_lsn;
-
-	MemoryContextSwitchTo(r->loop_context);
-	error = CopyErrorData();
-	FlushErrorState();
-	AbortCurrentTransaction();
-	MemoryContextSwitchTo(r->loop_context);
-	class = cutover_retry_classify(error->sqlerrcode);
-
-	/* the progress was not ours to write (1 / 0 rows): somebody else's is to be read first */
-	if (error->sqlerrcode == ERRCODE_DIVISION_BY_ZERO && r->session.ep != NULL)
-		cutover_session_close(&r->session);
-	if (r->session.ep != NULL && (class == CUTOVER_ERROR_CONNECTION || !cutover_endpoint_reset(r->session.ep)))
-		cutover_session_close(&r->session);
-	cutover_applier_abandon(r->applier);
-	cutover_window_close(&r->window);
-	cutover_mapping_set_stale();
-
-	r->attempts++;
-	r->stats.retries++;
-	/* the detail of a lost connection says why; that of other errors quotes rows */
-	if (class == CUTOVER_ERROR_CONNECTION && error->detail != NULL)
-		error->message = psprintf("%s: %s", error->message, error->detail);
-	strlcpy(r->stats.last_error, error->message, CUTOVER_TEXT_LEN);
-	r->stats.last_error_quotes = class == CUTOVER_ERROR_DATA;
-	r->stats.last_error_at = GetCurrentTimestamp();
-
-	if (class == CUTOVER_ERROR_DATA && in_window && !was_replay)
-	{
-		/* the set failed: the same once more, change by change */
-		r->replay_lsn = reached;
-		r->replay_window = reached == 0;
-		return 0;
-	}
-	replicator_save_ddl_error(r);
-	replicator_report(r, psprintf("next attempt after: %s", error->message));
-	if (r->attempts <= 3 || r->attempts % 20 == 0)
-		ereport(LOG,
-				(errcode(error->sqlerrcode),
-				 errmsg("replication of target \"%s\" failed and will be tried again: %s",
-						r->session.target, error->message),
-				 error->context ? errcontext("%s", error->context) : 0));
-	return cutover_retry_delay(r->attempts, cutover_guc_retry_max_delay);
-}
-
-/*
- * Sleep after an error, in parts, so that a wake-up by a commit does not cut it short.
- */
-static void
-replicator_back_off(int ms)
-{
-	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
-
-	for (;;)
-	{
-		long		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
-
-		if (left <= 0)
-			return;
-		replicator_sleep(left);
-	}
 }
 
 /*
@@ -671,14 +548,14 @@ cutover_replicator_main(Datum arg)
 		}
 		PG_CATCH();
 		{
-			wait_ms = replicator_recover(r);
+			wait_ms = cutover_replicator_recover(r);
 			failed = true;
 		}
 		PG_END_TRY();
 		if (failed)
-			replicator_back_off(wait_ms);
+			cutover_replicator_back_off(wait_ms);
 		else if (wait_ms > 0)
-			replicator_sleep(wait_ms);
+			cutover_replicator_sleep(wait_ms);
 		else
 			CHECK_FOR_INTERRUPTS();
 	}
