@@ -161,6 +161,7 @@ replicator_read_target(Replicator *r)
 static bool
 replicator_connect(Replicator *r)
 {
+	MemoryContext former;
 	CutoverSessionState state;
 
 	if (r->session.ep != NULL)
@@ -186,7 +187,10 @@ replicator_connect(Replicator *r)
 	r->applier->slot = NULL;
 	if (r->applier->apply != NULL)
 		cutover_apply_destroy(r->applier->apply);
+	/* it lives as long as the connection; what is current after a commit depends on the server's version */
+	former = MemoryContextSwitchTo(TopMemoryContext);
 	r->applier->apply = cutover_apply_create(r->session.ep);
+	MemoryContextSwitchTo(former);
 	cutover_replicator_begin();
 	if (cutover_session_reconcile(&r->session))
 		cutover_mapping_set_stale();
