@@ -149,6 +149,23 @@ for my $round (1 .. 3)
 }
 all_there('servers crashed', lost => [ 1, 3 ]);
 
+# ---- nobody waits for the disk, and the disk is in no hurry: what new gets
+# must be safe on old nevertheless
+
+$old->append_conf('postgresql.conf', "wal_writer_delay = 10s\nwal_writer_flush_after = 1GB\nsynchronous_commit = off\n");
+$old->restart;
+$load = cutover_load($old, clients => 4, sql => sub { return $sql->(1 + 2 * $_[0], $_[1]) }, pause => 2000, first => 250_000);
+for my $round (1 .. 2)
+{
+	some_time();
+	$old->stop('immediate');
+	$old->start;
+}
+all_there('crashed with commits in memory only', lost => [ 1 .. 4 ]);
+isnt($old->safe_psql('postgres', 'SELECT state FROM cutover.status'), 'rewound', 'new never had what old lost');
+$old->append_conf('postgresql.conf', "wal_writer_delay = 200ms\nsynchronous_commit = on\n");
+$old->reload;
+
 # ---- a copy afresh while both servers crash
 
 $load = cutover_load($old, clients => 4, sql => $sql, pause => 2000, first => 300_000);

@@ -112,6 +112,23 @@ $load->check($new);
 is($new->safe_psql('postgres', q{SELECT string_agg(client || ':' || c, ' ' ORDER BY client) FROM (SELECT client, count(*) c FROM tally WHERE client > 70 GROUP BY 1) x}),
 	'77:300 78:1 79:300', 'the long transactions have come');
 
+# ---- there is never a moment without a new window
+
+cmp_ok($old->safe_psql('postgres', q{
+	CREATE PROCEDURE never_quiet(seconds float8, INOUT rotated int) LANGUAGE plpgsql AS $$
+	DECLARE
+		v_until timestamptz := clock_timestamp() + make_interval(secs => seconds);
+		v_before int := (SELECT rotations FROM cutover._target);
+	BEGIN
+		LOOP
+			UPDATE item SET pad = repeat(chr(33 + n % 90), 3000) || noise(320) WHERE id = 1;
+			COMMIT;
+			rotated := (SELECT rotations FROM cutover._target) - v_before;
+			EXIT WHEN rotated >= 3 OR clock_timestamp() > v_until;
+		END LOOP;
+	END $$;
+	CALL never_quiet(30, 0)}), '>=', 3, 'rotations though commits never pause');
+
 # ---- a transaction ends in the very moment in which its segment is to be
 # emptied: new is asked to flush, which is held up here
 
