@@ -124,7 +124,7 @@ cutover_queue_look(CutoverTarget *target)
 /*
  * Lock the segment that is written to.  Waiting for the lock may show that
  * meanwhile it is another one.  The lock stays to the end of the transaction: a segment
- * in which an open transaction has blocks isn't truncated.
+ * in which an open transaction has blocks isn't truncated.  InvalidOid: the target is gone.
  */
 static Oid
 queue_lock_segment(CutoverTarget *target)
@@ -136,11 +136,7 @@ queue_lock_segment(CutoverTarget *target)
 		LockRelationOid(relid, RowExclusiveLock);
 		target = cutover_tracked_target(target->target_id);
 		if (!target->active)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("migration target was given up during this transaction"),
-					 errdetail("The queue that its changes belong to is gone."),
-					 errhint("Try the transaction again.")));
+			return InvalidOid;
 		if (target->queue[target->segment] == relid)
 			return relid;
 	}
@@ -161,6 +157,7 @@ cutover_queue_lock_conditional(CutoverTarget *target)
 void
 cutover_queue_write(CutoverTarget *target, const CutoverBlock *blocks, int nblocks)
 {
+	Oid			relid;
 	Relation	rel;
 	CatalogIndexState indexes;
 	Datum		values[QUEUE_COLUMNS];
@@ -168,7 +165,14 @@ cutover_queue_write(CutoverTarget *target, const CutoverBlock *blocks, int nbloc
 
 	/* set until we know better: the transaction may end right here */
 	failed_before = true;
-	rel = table_open(queue_lock_segment(target), NoLock);
+	relid = queue_lock_segment(target);
+	if (!OidIsValid(relid))
+	{
+		/* the migration was given up during this transaction: nobody asks for its changes any more */
+		failed_before = false;
+		return;
+	}
+	rel = table_open(relid, NoLock);
 	indexes = CatalogOpenIndexes(rel);
 	values[0] = FullTransactionIdGetDatum(GetTopFullTransactionId());
 	for (int i = 0; i < nblocks; i++)
