@@ -127,6 +127,7 @@ CREATE FUNCTION cutover._install_capture(p_table_id int) RETURNS void
 	LANGUAGE plpgsql
 	SET search_path = pg_catalog, pg_temp
 	SET lock_timeout = 0
+	SET deadlock_timeout = '100ms'		-- less than the other: autovacuum gives way only after it
 AS $$
 DECLARE
 	v_root oid;
@@ -158,6 +159,7 @@ CREATE FUNCTION cutover._remove_capture(p_table_id int) RETURNS void
 	LANGUAGE plpgsql
 	SET search_path = pg_catalog, pg_temp
 	SET lock_timeout = 0
+	SET deadlock_timeout = '100ms'		-- less than the other: autovacuum gives way only after it
 AS $$
 DECLARE
 	v_relid oid;
