@@ -66,7 +66,8 @@ server() {
 
 finish() {
 	local rc=$?
-	trap - EXIT INT TERM
+	trap - EXIT INT TERM HUP
+	trap '' PIPE		# whoever read our output may be gone
 	set +e
 	if [ "$rc" != 0 ]; then
 		for s in old new; do
@@ -82,7 +83,7 @@ finish() {
 	exit "$rc"
 }
 trap finish EXIT
-trap 'exit 130' INT TERM
+trap 'exit 130' INT TERM HUP PIPE
 
 # servers [SETTINGS]: start both; SETTINGS are lines for both
 servers() {
