@@ -225,6 +225,27 @@ build_analyze(CutoverEndpoint *ep, BuildTable *table)
 }
 
 /*
+ * A foreign key that changes other rows by itself.  Where it can't be kept from
+ * doing so it stays off as long as we write, as triggers do: the deletion of a
+ * key that is then written again would take rows along that old still has.
+ */
+static bool
+build_key_acts(CutoverEndpoint *ep, CutoverDeferred *item)
+{
+	if (cutover_endpoint_is_replica(ep))
+		return false;
+	for (const char *s = item->definition; (s = strstr(s, " ON ")) != NULL; s++)
+	{
+		const char *action = s + strlen(" ON DELETE ");
+
+		if ((strncmp(s, " ON DELETE ", strlen(" ON DELETE ")) == 0 || strncmp(s, " ON UPDATE ", strlen(" ON UPDATE ")) == 0) &&
+			(strncmp(action, "CASCADE", 7) == 0 || strncmp(action, "SET ", 4) == 0))
+			return true;
+	}
+	return false;
+}
+
+/*
  * All indexes are there: the rest, and the table is synced.
  */
 static void
@@ -241,7 +262,7 @@ build_finish_table(CutoverEndpoint *ep, BuildTable *table, bool analyzed, Memory
 	if (!analyzed)
 		build_analyze(ep, table);
 	foreach(lc, items)
-		if (strcmp(((CutoverDeferred *) lfirst(lc))->kind, "foreign_key") == 0)
+		if (strcmp(((CutoverDeferred *) lfirst(lc))->kind, "foreign_key") == 0 && !build_key_acts(ep, lfirst(lc)))
 			cutover_deferred_add_foreign_key(ep, lfirst(lc));
 
 	cutover_local_begin();

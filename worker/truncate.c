@@ -70,7 +70,12 @@ cutover_truncate_run(CutoverApplier *applier, uint64 xid)
 		foreach(lc, whole)
 			set[n++] = &((CutoverTable *) lfirst(lc))->apply;
 		cutover_applier_begin(applier);
+		/* checks that are still to come keep TRUNCATE out; when old truncated, none was */
+		if (!cutover_endpoint_is_replica(applier->session->ep))
+			cutover_endpoint_queue(applier->session->ep, "SET CONSTRAINTS ALL IMMEDIATE", 0, NULL, false);
 		cutover_apply_truncate(applier->apply, set, n, applier->truncate_restart);
+		if (!cutover_endpoint_is_replica(applier->session->ep) && !applier->replay)
+			cutover_endpoint_queue(applier->session->ep, "SET CONSTRAINTS ALL DEFERRED", 0, NULL, false);
 	}
 	applier->truncate_restart = false;
 }
