@@ -348,12 +348,22 @@ my %disturb = (
 	},
 );
 
-$old->safe_psql('postgres', 'SELECT cutover_start()');
+# a session that broke off may have left one behind, and its locks
+sub end_prepared
+{
+	my ($age) = @_;
+	try($old, "COMMIT PREPARED '$_'")
+	  for split /\n/, $old->safe_psql('postgres', "SELECT gid FROM pg_prepared_xacts WHERE prepared < now() - interval '$age'");
+	return;
+}
+
+cutover_poll('start', sub { end_prepared('1 s'); $old->psql('postgres', 'SELECT cutover_start()') == 0 });
 my @what = grep { !left_out($_) } sort keys %disturb;
 while (time < $until)
 {
 	$disturb{ any(@what) }->() if @what;
 	usleep(any(100_000, 500_000));
+	end_prepared('3 s');
 }
 waitpid $_, 0 for @pids;
 @pids = ();
@@ -362,7 +372,7 @@ waitpid $_, 0 for @pids;
 # peace
 
 try($new, "ALTER TABLE $rejects DROP CONSTRAINT fuzz") if $rejects;
-try($old, "COMMIT PREPARED '$_'") for split /\n/, $old->safe_psql('postgres', q{SELECT gid FROM pg_prepared_xacts});
+end_prepared('0 s');
 is($old->safe_psql('postgres', q{SELECT string_agg(old_table::regclass || ': ' || phase_reason, ', ') FROM cutover._table WHERE phase = 'resync_needed'}) || '',
 	'', 'no table has to be copied afresh');
 cutover_wait_synced($old);
