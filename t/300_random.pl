@@ -262,7 +262,7 @@ INSERT INTO big SELECT g, repeat(md5(g::text), 4) FROM generate_series(1, 20000)
 INSERT INTO part SELECT g, g % 60, repeat('p', 200) FROM generate_series(1, 10000) g;
 INSERT INTO toast SELECT g, 's', repeat(md5(g::text), 100), 'v' FROM generate_series(1, 500) g;
 INSERT INTO uni SELECT g, g, g, 'v' FROM generate_series(1, 60) g;
-INSERT INTO dup SELECT g % 8, repeat('d', 200), g % 3 FROM generate_series(1, 10000) g;
+INSERT INTO dup SELECT g % 8, repeat('d', 200), g % 3 FROM generate_series(1, 1000) g;
 INSERT INTO par SELECT g, 'p' FROM generate_series(1, 60) g;
 INSERT INTO kid SELECT g, g, 'k' FROM generate_series(1, 60) g;
 INSERT INTO tree SELECT g, g / 2, 't' FROM generate_series(0, 60) g;
@@ -357,7 +357,7 @@ sub end_prepared
 	return;
 }
 
-cutover_poll('start', sub { end_prepared('1 s'); $old->psql('postgres', 'SELECT cutover_start()') == 0 });
+cutover_poll('start', sub { end_prepared('1 s'); $old->psql('postgres', q{SET statement_timeout = '5s'; SELECT cutover_start()}, on_error_stop => 1) == 0 });
 my @what = grep { !left_out($_) } sort keys %disturb;
 while (time < $until)
 {
