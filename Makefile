@@ -115,7 +115,8 @@ ISOLATION = \
 	capture_order \
 	capture_segment
 
-TAP = $(wildcard t/*.pl)
+# random workloads look for trouble by themselves: make test-random
+TAP = $(filter-out t/300_random.pl,$(wildcard t/*.pl))
 
 DATA_built = extension/cutover--$(EXTVERSION).sql
 
@@ -150,7 +151,7 @@ extension/cutover--$(EXTVERSION).sql: $(SQL_PARTS)
 # "deps" may bring the very pg_config that this file is read with: go on in a new make
 RUN_ENV = PG_CONFIG="$(PG_CONFIG)" CUTOVER_PREFIX="$(CUTOVER_PREFIX)"
 
-.PHONY: deps test demo test-run demo-run install-for-run test-modules test-matrix assert-build checkver dist
+.PHONY: test-random deps test demo test-run demo-run install-for-run test-modules test-matrix assert-build checkver dist
 deps:
 	@t/deps.sh
 
@@ -174,6 +175,10 @@ test-run: checkver install-for-run test-modules
 
 demo-run: install-for-run
 	@$(RUN_ENV) demo/run.sh
+
+# CUTOVER_FUZZ_SEED, CUTOVER_FUZZ_SECONDS, CUTOVER_FUZZ_OWNER vary it
+test-random: deps
+	@$(MAKE) --no-print-directory test-run REGRESS= ISOLATION= TAP=t/300_random.pl
 
 test-matrix: deps
 	@t/matrix.sh
