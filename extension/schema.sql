@@ -38,6 +38,14 @@ CREATE TABLE cutover._target (
 	mode text NOT NULL DEFAULT 'old_only'
 		CHECK (mode IN ('old_only', 'dual_write', 'new_only')),
 	epoch bigint NOT NULL DEFAULT 1,			-- +1 at every change of mode
+	old_writes text NOT NULL DEFAULT 'reject'	-- in new_only: what old does with them
+		CHECK (old_writes IN ('reject', 'forward')),
+	master_since timestamptz NOT NULL DEFAULT now(),	-- when the side that accepts writes last changed
+	-- a switch between old and new as master that is under way; NULL = none
+	switch_state text CHECK (switch_state IN ('preparing', 'in_doubt')),
+	switch_to text CHECK (switch_to IN ('old_only', 'dual_write', 'new_only')),
+	switch_epoch bigint,						-- that new will record
+	switch_options jsonb,						-- what the caller asked for, to go on after a crash
 	write_ratio numeric NOT NULL DEFAULT 100,
 	read_ratio numeric NOT NULL DEFAULT 0,
 	shadow_ratio numeric NOT NULL DEFAULT 0,
@@ -75,6 +83,9 @@ CREATE TABLE cutover._table (
 	copy_started_at timestamptz,
 	copy_ended_at timestamptz,
 	caught_up_k bigint,							-- window that brought the copy up to date
+	reverse_closed text,						-- why old can't follow new for this table, in words; NULL = it can
+	last_compared_at timestamptz,				-- end of the last complete pass
+	clean_passes int NOT NULL DEFAULT 0,		-- passes without difference since the last repair
 	added_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX ON cutover._table (target_id);

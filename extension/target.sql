@@ -62,6 +62,9 @@ BEGIN
 		EXECUTE format('CREATE INDEX ON %s (xid)', v_table);
 		EXECUTE format('ALTER EXTENSION cutover ADD TABLE %s', v_table);
 	END LOOP;
+	-- never holds a row: writers lock it, and so does who wants them to wait
+	EXECUTE format('CREATE TABLE cutover._fence_%s ()', target_id);
+	EXECUTE format('ALTER EXTENSION cutover ADD TABLE cutover._fence_%s', target_id);
 END
 $$;
 
@@ -70,8 +73,9 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp 
 DECLARE
 	v_table text;
 BEGIN
-	FOR i IN 0..2 LOOP
-		v_table := format('cutover._queue_%s_%s', target_id, i);
+	FOREACH v_table IN ARRAY ARRAY(SELECT format('cutover._queue_%s_%s', target_id, i) FROM generate_series(0, 2) i)
+		|| format('cutover._fence_%s', target_id)
+	LOOP
 		CONTINUE WHEN to_regclass(v_table) IS NULL;
 		EXECUTE format('ALTER EXTENSION cutover DROP TABLE %s', v_table);
 		EXECUTE format('DROP TABLE %s', v_table);

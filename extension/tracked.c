@@ -199,6 +199,42 @@ cutover_tracked_scan(const char *table, const char *index, const char *column,
 }
 
 /*
+ * A column of type numeric.
+ */
+static double
+tracked_ratio(HeapTuple tuple, TupleDesc desc, const char *column)
+{
+	bool		isnull;
+
+	return DatumGetFloat8(DirectFunctionCall1(numeric_float8, cutover_tracked_attr(tuple, desc, column, &isnull)));
+}
+
+/*
+ * Who is master, since when, and whether that is changing.
+ */
+static void
+tracked_read_switch(CutoverTarget *target, HeapTuple tuple, TupleDesc desc)
+{
+	bool		isnull;
+	Datum		value;
+	char	   *word;
+
+	target->epoch = DatumGetInt64(cutover_tracked_attr(tuple, desc, "epoch", &isnull));
+	target->master_since = DatumGetTimestampTz(cutover_tracked_attr(tuple, desc, "master_since", &isnull));
+	word = TextDatumGetCString(cutover_tracked_attr(tuple, desc, "old_writes", &isnull));
+	target->forward = strcmp(word, "forward") == 0;
+	pfree(word);
+	value = cutover_tracked_attr(tuple, desc, "switch_state", &isnull);
+	target->switch_state = CUTOVER_SWITCH_NONE;
+	if (!isnull)
+	{
+		word = TextDatumGetCString(value);
+		target->switch_state = strcmp(word, "in_doubt") == 0 ? CUTOVER_SWITCH_IN_DOUBT : CUTOVER_SWITCH_PREPARING;
+		pfree(word);
+	}
+}
+
+/*
  * Visitor: a row of _target.
  */
 static bool
@@ -218,9 +254,14 @@ tracked_visit_target(Relation rel, HeapTuple tuple, void *arg)
 		target->running = false;
 	target->segment = DatumGetInt32(cutover_tracked_attr(tuple, desc, "write_segment", &isnull));
 	mode = TextDatumGetCString(cutover_tracked_attr(tuple, desc, "mode", &isnull));
-	target->dual_write = target->active && strcmp(mode, "dual_write") == 0;
-	target->write_ratio = DatumGetFloat8(DirectFunctionCall1(numeric_float8,
-															 cutover_tracked_attr(tuple, desc, "write_ratio", &isnull)));
+	target->known = true;
+	target->mode = strcmp(mode, "new_only") == 0 ? CUTOVER_MODE_NEW_ONLY :
+		strcmp(mode, "dual_write") == 0 ? CUTOVER_MODE_DUAL_WRITE : CUTOVER_MODE_OLD_ONLY;
+	target->dual_write = target->active && target->mode == CUTOVER_MODE_DUAL_WRITE;
+	tracked_read_switch(target, tuple, desc);
+	target->write_ratio = tracked_ratio(tuple, desc, "write_ratio");
+	target->read_ratio = tracked_ratio(tuple, desc, "read_ratio");
+	target->shadow_ratio = tracked_ratio(tuple, desc, "shadow_ratio");
 	pfree(mode);
 	pfree(desired);
 	return false;
@@ -245,8 +286,9 @@ cutover_tracked_target(int32 target_id)
 	while (!target->valid)
 	{
 		before = invalidations;
-		target->active = target->running = target->dual_write = false;
+		target->known = target->active = target->running = target->dual_write = false;
 		target->segment = 0;
+		target->fence = InvalidOid;
 		memset(target->queue, 0, sizeof(target->queue));
 		if (tracked_know_config())
 			cutover_tracked_scan("_target", "_target_pkey", "target_id", INT4OID,
@@ -259,6 +301,13 @@ cutover_tracked_target(int32 target_id)
 			target->queue[i] = cutover_tracked_config(name);
 			if (!OidIsValid(target->queue[i]))
 				target->active = false;
+		}
+		if (target->known)
+		{
+			char		name[NAMEDATALEN];
+
+			snprintf(name, sizeof(name), "_fence_%d", target_id);
+			target->fence = cutover_tracked_config(name);
 		}
 		target->valid = before == invalidations;
 		if (++tries > 10)

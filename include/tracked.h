@@ -18,12 +18,35 @@
 
 #define CUTOVER_SEGMENTS 3
 
+typedef enum CutoverMode
+{
+	CUTOVER_MODE_OLD_ONLY,
+	CUTOVER_MODE_DUAL_WRITE,
+	CUTOVER_MODE_NEW_ONLY
+} CutoverMode;
+
+typedef enum CutoverSwitchState
+{
+	CUTOVER_SWITCH_NONE,
+	CUTOVER_SWITCH_PREPARING,	/* old's own to undo */
+	CUTOVER_SWITCH_IN_DOUBT		/* new knows who is master */
+} CutoverSwitchState;
+
 /* A row of cutover._target. */
 typedef struct CutoverTarget
 {
 	int32		target_id;		/* hash key */
 	bool		valid;
+	bool		known;			/* there is such a row; of one that is finished, too */
 	bool		active;			/* exists, and changes are captured */
+	CutoverMode mode;			/* meaningful while known */
+	int64		epoch;
+	CutoverSwitchState switch_state;
+	bool		forward;		/* in new_only: writes go on to new instead of being refused */
+	TimestampTz master_since;	/* when the side that accepts writes last changed */
+	Oid			fence;			/* cutover._fence_<target_id>; InvalidOid = there is none */
+	double		read_ratio;		/* in percent */
+	double		shadow_ratio;
 	bool		dual_write;		/* commits wait for new ... */
 	double		write_ratio;	/* ... for this share of rows, in percent */
 	bool		running;		/* a replicator ought to be at work */
