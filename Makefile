@@ -86,6 +86,7 @@ SQL_PARTS = \
 	extension/preflight.sql \
 	extension/preflight_tables.sql \
 	extension/mode.sql \
+	extension/compare_schema.sql \
 	extension/compare.sql \
 	extension/read.sql \
 	extension/ramp.sql \

@@ -14,12 +14,17 @@ int			cutover_guc_apply_memory = 64 * 1024;
 int			cutover_guc_capture = CUTOVER_CAPTURE_MARK;
 int			cutover_guc_breaker_cooldown = 30;
 int			cutover_guc_breaker_failures = 5;
+int			cutover_guc_change_retention = 3600;
+int			cutover_guc_compare_jobs = 2;
+int			cutover_guc_compare_lag = 60;
+int			cutover_guc_compare_max_rate = 0;
 int			cutover_guc_copy_chunk_size = 64;
 int			cutover_guc_copy_jobs = 4;
 int			cutover_guc_copy_max_rate = 0;
 int			cutover_guc_dual_write_timeout = 3000;
 int			cutover_guc_lease_time = 15;
 int			cutover_guc_lock_timeout = 500;
+int			cutover_guc_max_divergences = 10000;
 int			cutover_guc_network_timeout = 60;
 int			cutover_guc_partition_rows = CUTOVER_PARTITION_ROWS_APPLY;
 int			cutover_guc_queue_limit = 0;
@@ -71,6 +76,26 @@ cutover_guc_init(void)
 							 "strict: the transaction fails. mark: it succeeds and the table is marked for resync. off: nothing is captured.",
 							 &cutover_guc_capture, CUTOVER_CAPTURE_MARK, capture_options,
 							 PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.change_retention",
+							"How long changes that new has are kept in the queue.",
+							"A comparison by changes looks at the keys among them.",
+							&cutover_guc_change_retention, 3600, 0, INT_MAX / 1000,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.compare_jobs",
+							"Number of workers that compare a target at the same time.",
+							"Each needs one of max_worker_processes; with fewer it takes longer.",
+							&cutover_guc_compare_jobs, 2, 1, 64,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.compare_lag",
+							"How far before now a window ends by default.",
+							"Rows are most likely to change again shortly after they changed.",
+							&cutover_guc_compare_lag, 60, 0, INT_MAX / 1000,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.compare_max_rate",
+							"Rows a second that all workers comparing a target together may read on old.",
+							"Zero means no limit but the share of time that they rest.",
+							&cutover_guc_compare_max_rate, 0, 0, INT_MAX,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("cutover.copy_chunk_size",
 							"Size of the parts in which a table is copied.",
 							"No snapshot on old lives longer than the copy of one part.",
@@ -101,6 +126,11 @@ cutover_guc_init(void)
 							"Applications queue behind such a wait.",
 							&cutover_guc_lock_timeout, 500, 10, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.max_divergences",
+							"Differences of a table that cutover.divergence has room for.",
+							"More are counted, and the result says so.",
+							&cutover_guc_max_divergences, 10000, 1, INT_MAX,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("cutover.network_timeout",
 							"Time without an answer from new after which a connection counts as lost.",
 							"Zero waits for ever. Index builds are exempt.",

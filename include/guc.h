@@ -22,12 +22,17 @@ extern int	cutover_guc_apply_memory;	/* kB */
 extern int	cutover_guc_capture;	/* CutoverCapturePolicy */
 extern int	cutover_guc_breaker_cooldown;	/* s */
 extern int	cutover_guc_breaker_failures;
+extern int	cutover_guc_change_retention;	/* s */
+extern int	cutover_guc_compare_jobs;
+extern int	cutover_guc_compare_lag;	/* s */
+extern int	cutover_guc_compare_max_rate;	/* rows/s over all workers, 0 = no limit */
 extern int	cutover_guc_copy_chunk_size;	/* MB */
 extern int	cutover_guc_copy_jobs;
 extern int	cutover_guc_copy_max_rate;	/* kB/s over all copiers, 0 = no limit */
 extern int	cutover_guc_dual_write_timeout; /* ms */
 extern int	cutover_guc_lease_time; /* s */
 extern int	cutover_guc_lock_timeout;	/* ms: our own DDL on tables in use, on either side */
+extern int	cutover_guc_max_divergences;	/* per table */
 extern int	cutover_guc_network_timeout;	/* s without any answer from new, 0 = for ever */
 extern int	cutover_guc_partition_rows;	/* CutoverPartitionRows */
 extern int	cutover_guc_queue_limit;	/* MB, 0 = no limit */
