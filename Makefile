@@ -29,6 +29,7 @@ OBJS = \
 	extension/monitor.o \
 	extension/pack.o \
 	extension/partition.o \
+	extension/policy.o \
 	extension/preflight.o \
 	extension/queue.o \
 	extension/remote.o \

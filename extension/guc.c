@@ -24,12 +24,16 @@ int			cutover_guc_copy_max_rate = 0;
 int			cutover_guc_dual_write_timeout = 3000;
 int			cutover_guc_lease_time = 15;
 int			cutover_guc_lock_timeout = 500;
+int			cutover_guc_max_read_lag = 5000;
 int			cutover_guc_max_divergences = 10000;
 int			cutover_guc_network_timeout = 60;
 int			cutover_guc_partition_rows = CUTOVER_PARTITION_ROWS_APPLY;
 int			cutover_guc_queue_limit = 0;
 int			cutover_guc_queue_segment_size = 256;
+int			cutover_guc_read_from = CUTOVER_READ_FROM_AUTO;
+int			cutover_guc_read_timeout = 3000;
 int			cutover_guc_retry_max_delay = 10000;
+char	   *cutover_guc_route_key = NULL;
 int			cutover_guc_spill_size = 1024;
 
 static const struct config_enum_entry capture_options[] = {
@@ -42,6 +46,13 @@ static const struct config_enum_entry capture_options[] = {
 static const struct config_enum_entry partition_rows_options[] = {
 	{"apply", CUTOVER_PARTITION_ROWS_APPLY, false},
 	{"ignore", CUTOVER_PARTITION_ROWS_IGNORE, false},
+	{NULL, 0, false}
+};
+
+static const struct config_enum_entry read_from_options[] = {
+	{"auto", CUTOVER_READ_FROM_AUTO, false},
+	{"old", CUTOVER_READ_FROM_OLD, false},
+	{"new", CUTOVER_READ_FROM_NEW, false},
 	{NULL, 0, false}
 };
 
@@ -62,13 +73,13 @@ cutover_guc_init(void)
 							&cutover_guc_apply_memory, 64 * 1024, 1024, MAX_KILOBYTES,
 							PGC_SIGHUP, GUC_UNIT_KB, NULL, NULL, NULL);
 	DefineCustomIntVariable("cutover.breaker_cooldown",
-							"Time for which commits in dual_write do not wait for new after it failed too often.",
-							"They wait again once new has caught up and this time is over.",
+							"Time for which commits in dual_write do not wait for new, and reads stay on old, after new failed too often.",
+							"Commits wait again once new has caught up and this time is over; then one read tries new.",
 							&cutover_guc_breaker_cooldown, 30, 0, INT_MAX / 1000,
 							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomIntVariable("cutover.breaker_failures",
-							"Failures in a row after which commits in dual_write cease to wait for new.",
-							"cutover.status.degraded says that they did.",
+							"Failures in a row after which commits in dual_write cease to wait for new, and reads stay on old.",
+							"cutover.status.degraded says that they did, cutover.read_stats the same of reads.",
 							&cutover_guc_breaker_failures, 5, 1, INT_MAX,
 							PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomEnumVariable("cutover.capture",
@@ -131,6 +142,11 @@ cutover_guc_init(void)
 							"More are counted, and the result says so.",
 							&cutover_guc_max_divergences, 10000, 1, INT_MAX,
 							PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.max_read_lag",
+							"How far new may be behind for reads to be answered there.",
+							"With -1 it may be behind as far as it likes. What the session itself has written is always there.",
+							&cutover_guc_max_read_lag, 5000, -1, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomIntVariable("cutover.network_timeout",
 							"Time without an answer from new after which a connection counts as lost.",
 							"Zero waits for ever. Index builds are exempt.",
@@ -151,11 +167,26 @@ cutover_guc_init(void)
 							"A segment is truncated as a whole once new has everything in it and in the next.",
 							&cutover_guc_queue_segment_size, 256, 1, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_MB, NULL, NULL, NULL);
+	DefineCustomEnumVariable("cutover.read_from",
+							 "Which side answers this session's reads of tables under migration.",
+							 "auto: what rules and ratio say. old, new: that side, where it can.",
+							 &cutover_guc_read_from, CUTOVER_READ_FROM_AUTO, read_from_options,
+							 PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.read_timeout",
+							"How long a read waits for the first row from new before old answers it.",
+							"Zero waits for ever.",
+							&cutover_guc_read_timeout, 3000, 0, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomIntVariable("cutover.retry_max_delay",
 							"Longest pause between two attempts to reach new.",
 							NULL,
 							&cutover_guc_retry_max_delay, 10000, 100, INT_MAX,
 							PGC_SIGHUP, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomStringVariable("cutover.route_key",
+							   "Whose reads these are, for example the id of a user.",
+							   "The read ratio is a share of keys where this is set, else of sessions.",
+							   &cutover_guc_route_key, "",
+							   PGC_USERSET, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("cutover.spill_size",
 							"Changes of one transaction that a backend keeps in memory before it writes them to the queue.",
 							NULL,

@@ -17,6 +17,13 @@ typedef enum CutoverPartitionRows
 	CUTOVER_PARTITION_ROWS_IGNORE
 } CutoverPartitionRows;
 
+typedef enum CutoverReadFrom
+{
+	CUTOVER_READ_FROM_AUTO,		/* rules and ratio say */
+	CUTOVER_READ_FROM_OLD,
+	CUTOVER_READ_FROM_NEW
+} CutoverReadFrom;
+
 extern int	cutover_guc_apply_batch_rows;	/* changes in one apply transaction, soft limit */
 extern int	cutover_guc_apply_memory;	/* kB */
 extern int	cutover_guc_capture;	/* CutoverCapturePolicy */
@@ -33,11 +40,15 @@ extern int	cutover_guc_dual_write_timeout; /* ms */
 extern int	cutover_guc_lease_time; /* s */
 extern int	cutover_guc_lock_timeout;	/* ms: our own DDL on tables in use, on either side */
 extern int	cutover_guc_max_divergences;	/* per table */
+extern int	cutover_guc_max_read_lag;	/* ms, -1 = no limit */
 extern int	cutover_guc_network_timeout;	/* s without any answer from new, 0 = for ever */
 extern int	cutover_guc_partition_rows;	/* CutoverPartitionRows */
 extern int	cutover_guc_queue_limit;	/* MB, 0 = no limit */
 extern int	cutover_guc_queue_segment_size; /* MB: rotate when larger */
+extern int	cutover_guc_read_from;	/* CutoverReadFrom */
+extern int	cutover_guc_read_timeout;	/* ms, 0 = for ever */
 extern int	cutover_guc_retry_max_delay;	/* ms */
+extern char *cutover_guc_route_key;
 extern int	cutover_guc_spill_size; /* kB of changes kept in a backend before a block is written */
 
 extern void cutover_guc_init(void);
