@@ -89,9 +89,12 @@ SQL_PARTS = \
 	extension/mode.sql \
 	extension/compare_schema.sql \
 	extension/compare.sql \
+	extension/compare_repair.sql \
+	extension/compare_schedule.sql \
 	extension/read.sql \
 	extension/ramp.sql \
 	extension/monitor.sql \
+	extension/compare_views.sql \
 	extension/grants.sql
 
 # sql/<name>.sql with expected/<name>.out, in this order

@@ -36,6 +36,7 @@
 
 PG_FUNCTION_INFO_V1(cutover_action);
 PG_FUNCTION_INFO_V1(cutover_actor);
+PG_FUNCTION_INFO_V1(cutover_lock_repair);
 PG_FUNCTION_INFO_V1(cutover_lock_target);
 
 /*
@@ -280,17 +281,36 @@ cutover_actor(PG_FUNCTION_ARGS)
 }
 
 /*
- * cutover._lock_target(target_id int) RETURNS boolean: take the session's lock
- * on a target, without waiting.  It ends with the worker.
+ * Take the session's lock on a target for one kind of work, without waiting.
+ * It ends with the worker.
  */
-Datum
-cutover_lock_target(PG_FUNCTION_ARGS)
+static bool
+action_lock(int32 target_id, uint16 work)
 {
 	LOCKTAG		tag;
 	Oid			relid = get_relname_relid("_target", get_namespace_oid("cutover", false));
 
-	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, relid, PG_GETARG_INT32(0), 0);
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, relid, target_id, work);
 	/* the server releases a session's locks of this kind, and no others, at its end */
 	tag.locktag_lockmethodid = USER_LOCKMETHOD;
-	PG_RETURN_BOOL(LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL);
+	return LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
+}
+
+/*
+ * cutover._lock_target(target_id int) RETURNS boolean: for actions
+ */
+Datum
+cutover_lock_target(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(action_lock(PG_GETARG_INT32(0), 0));
+}
+
+/*
+ * cutover._lock_repair(target_id int) RETURNS boolean: for cutover_compensate,
+ * which may go on beside an action
+ */
+Datum
+cutover_lock_repair(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_BOOL(action_lock(PG_GETARG_INT32(0), 1));
 }

@@ -184,7 +184,7 @@ CREATE VIEW cutover.status AS
 SELECT s.target, s.state, s.mode, s.epoch, s.write_ratio, s.read_ratio, s.shadow_ratio,
 	s.mode = 'dual_write' AND cutover._degraded(s.target_id) AS degraded,
 	s.queued_changes, s.lag,
-	0::bigint AS divergences,
+	(SELECT count(*) FROM cutover._divergence d WHERE d.target_id = s.target_id AND d.state <> 'deferred') AS divergences,
 	CASE
 		WHEN s.state = 'finished' THEN NULL
 		WHEN pg_is_in_recovery() THEN 'this server is a standby: replication runs on its primary, and is seen there'
@@ -231,8 +231,8 @@ SELECT t.target, b.old_table::regclass AS table_name, format('%I.%I', b.new_sche
 		JOIN pg_attribute a ON a.attrelid = b.old_table AND a.attnum = k.attnum ORDER BY k.i) AS key_columns,
 	b.version_column,
 	cutover._capture_enabled(b.table_id) AS capture_enabled,
-	NULL::timestamptz AS last_compared_at,
-	0 AS clean_passes,
+	b.last_compared_at,
+	b.clean_passes,
 	CASE WHEN cutover._may_read(quote_ident(current_user)::regrole::oid, b.old_table) THEN b.phase_reason END AS phase_reason,
 	b.phase_since, b.row_filter
 FROM cutover._table b JOIN cutover._target t USING (target_id)
@@ -340,6 +340,14 @@ COMMENT ON VIEW cutover.event IS 'every action, automatic or not, with its reaso
 CREATE VIEW cutover.metrics AS
 SELECT m.metric, s.target, m.value::float8 AS value, m.type, m.help
 FROM cutover._state s
+CROSS JOIN LATERAL (
+	SELECT (SELECT count(*) FROM cutover._divergence v WHERE v.target_id = s.target_id AND v.state <> 'deferred') AS confirmed,
+		(SELECT count(*) FROM cutover._divergence v WHERE v.target_id = s.target_id AND v.state = 'deferred') AS deferred,
+		count(*) FILTER (WHERE EXISTS (SELECT FROM cutover._compare_result r WHERE r.table_id = b.table_id AND r.capped
+			AND r.run = (SELECT max(x.run) FROM cutover._compare_result x WHERE x.table_id = b.table_id AND x.complete))) AS capped,
+		count(*) FILTER (WHERE b.last_compared_at IS NULL) AS never,
+		CASE WHEN count(b.last_compared_at) = count(*) THEN extract(epoch FROM clock_timestamp() - min(b.last_compared_at)) END AS age
+	FROM cutover._table b WHERE b.target_id = s.target_id) d
 CROSS JOIN LATERAL (VALUES
 	('lag_seconds', extract(epoch FROM s.lag), 'gauge', 'Age of what new has, 0 if that is all; unknown until measured'),
 	('queued_changes', s.queued_changes, 'gauge', 'Changes that new does not have yet'),
@@ -355,7 +363,11 @@ CROSS JOIN LATERAL (VALUES
 	('replicator_running', (s.pid IS NOT NULL)::int, 'gauge', 'Whether the replicator runs'),
 	('epoch', s.epoch, 'gauge', 'Number of the write mode, one higher at each switch'),
 	('degraded', 0, 'gauge', 'Whether commits have stopped waiting for new'),
-	('divergences', 0, 'gauge', 'Open differences between old and new')
+	('divergences', d.confirmed, 'gauge', 'Open differences between old and new'),
+	('divergences_deferred', d.deferred, 'gauge', 'Differences that were still moving when they were looked at'),
+	('tables_compare_capped', d.capped, 'gauge', 'Tables with more differences than are kept'),
+	('tables_never_compared', d.never, 'gauge', 'Tables that no comparison has gone through'),
+	('compare_age_seconds', d.age, 'gauge', 'Time since the table was compared that was not for longest; unknown while one never was')
 ) AS m (metric, value, type, help)
 ORDER BY s.target_id, m.metric;
 COMMENT ON VIEW cutover.metrics IS 'figures of each target, by name';

@@ -334,10 +334,12 @@ BEGIN
 			HINT = 'Go back with cutover_set_mode(''old_only'') first.';
 	END IF;
 	UPDATE cutover._table t SET phase = 'waiting', phase_reason = NULL, phase_since = clock_timestamp(), copy = true,
-		copy_generation = t.copy_generation + 1, copy_started_at = NULL, copy_ended_at = NULL
+		copy_generation = t.copy_generation + 1, copy_started_at = NULL, copy_ended_at = NULL,
+		last_compared_at = NULL, clean_passes = 0
 		WHERE t.table_id = _do_resync.table_id;
 	DELETE FROM cutover._chunk c WHERE c.table_id = _do_resync.table_id;
 	DELETE FROM cutover._apply_error e WHERE e.table_id = _do_resync.table_id;
+	DELETE FROM cutover._divergence d WHERE d.table_id = _do_resync.table_id;
 	PERFORM cutover._log_event('resync', jsonb_build_object('table', v_table.old_table::regclass::text), v_target.target_id);
 	COMMIT;
 	PERFORM cutover._wake_replicator(v_target.target_id);

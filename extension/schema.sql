@@ -86,6 +86,7 @@ CREATE TABLE cutover._table (
 	reverse_closed text,						-- why old can't follow new for this table, in words; NULL = it can
 	last_compared_at timestamptz,				-- end of the last complete pass
 	clean_passes int NOT NULL DEFAULT 0,		-- passes without difference since the last repair
+	repaired_at timestamptz,					-- when that began, or ended
 	added_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX ON cutover._table (target_id);
