@@ -23,6 +23,7 @@ OBJS = \
 	extension/ddl.o \
 	extension/dual.o \
 	extension/expression.o \
+	extension/fence_lock.o \
 	extension/guc.o \
 	extension/image.o \
 	extension/layout.o \
@@ -75,6 +76,7 @@ OBJS = \
 SQL_PARTS = \
 	extension/schema.sql \
 	extension/capture.sql \
+	extension/fence.sql \
 	extension/remote.sql \
 	extension/action.sql \
 	extension/new_side.sql \

@@ -13,6 +13,7 @@
 #if PG_VERSION_NUM >= 160000
 #include "varatt.h"
 #endif
+#include "storage/lock.h"
 #include "storage/proc.h"
 #include "utils/rel.h"
 #include "utils/wait_event.h"
@@ -93,6 +94,13 @@ cutover_wait_event_compat(uint32 *cache, const char *name)
 #define cutover_executor_run_compat(desc) ExecutorRun(desc, ForwardScanDirection, 0)
 #else
 #define cutover_executor_run_compat(desc) ExecutorRun(desc, ForwardScanDirection, 0, true)
+#endif
+
+/* 17: one function for "this mode" and "this or a stronger one" */
+#if PG_VERSION_NUM >= 170000
+#define cutover_lock_held_compat(tag, mode) LockHeldByMe(tag, mode, false)
+#else
+#define cutover_lock_held_compat(tag, mode) LockHeldByMe(tag, mode)
 #endif
 
 #endif							/* CUTOVER_COMPAT_H */
