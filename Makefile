@@ -63,6 +63,7 @@ OBJS = \
 	worker/mapping.o \
 	worker/mapping_new.o \
 	worker/reader.o \
+	worker/recount.o \
 	worker/recover.o \
 	worker/refresh.o \
 	worker/replicator.o \

@@ -100,7 +100,7 @@ BEGIN
 		RAISE EXCEPTION 'target "%" is paused', v_target.target USING ERRCODE = '55000',
 			DETAIL = 'Repairs are made by the replicator, in the order of the queue.',
 			HINT = 'Go on with cutover_resume(), then call cutover_compensate() again.';
-	ELSIF v_target.mode = 'new_only' <> (p_mode = 'new_only') THEN
+	ELSIF (v_target.mode = 'new_only') <> (p_mode = 'new_only') THEN
 		RAISE EXCEPTION 'target "%" was switched to mode % meanwhile', v_target.target, v_target.mode USING ERRCODE = '55000',
 			DETAIL = 'The other side is right now.',
 			HINT = 'Call cutover_compensate() again: what is open goes the other way.';

@@ -24,6 +24,7 @@ typedef struct CutoverApplier
 	bool		had_partial;	/* UPDATEs that may have missed their row */
 	bool		rebuild;		/* end the step at the next boundary: a schema change ran */
 	List	   *refreshes;		/* CutoverRefresh */
+	List	   *recounts;		/* of worker/recount.c */
 	List	   *truncates;		/* CutoverLayout ids of neighbouring TRUNCATEs */
 	bool		truncate_restart;
 	List	   *stops;			/* CutoverStop: tables to be marked for resync */
@@ -105,6 +106,10 @@ extern void cutover_refresh_fail(CutoverApplier *applier, int32 table_id, uint64
 								 int sqlerrcode, const char *message);
 extern void cutover_refresh_save(CutoverApplier *applier);
 extern void cutover_refresh_save_resolved(CutoverApplier *applier);
+
+/* ---- worker/recount.c ---- */
+extern void cutover_recount_add(CutoverApplier *applier, CutoverLayout *layout, HeapTuple image);
+extern void cutover_recount_run(CutoverApplier *applier, bool finished);
 
 /* ---- worker/truncate.c ---- */
 extern void cutover_truncate_run(CutoverApplier *applier, uint64 xid);

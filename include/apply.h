@@ -107,4 +107,7 @@ typedef struct CutoverMissedKey
 } CutoverMissedKey;
 extern int	cutover_apply_missed(CutoverApply *apply, CutoverMissedKey **keys);
 
+/* Query that says how often rows of a table without a key are there; a text[] for each column. */
+extern char *cutover_apply_sql_count_rows(const CutoverApplyTable *table);
+
 #endif							/* CUTOVER_APPLY_H */

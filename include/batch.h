@@ -56,6 +56,13 @@ extern void cutover_window_init(CutoverWindow *window, int32 target_id);
 extern bool cutover_window_open(CutoverWindow *window, const char *prev, const char *cur,
 								XLogRecPtr done_lsn, uint64 done_xid);
 
+/*
+ * The blocks that the active snapshot sees and that are not applied once the
+ * window's changes up to (lsn, xid), or finished: all of them, are.  In
+ * CurrentMemoryContext; returns their number.
+ */
+extern int	cutover_window_later(CutoverWindow *window, bool finished, XLogRecPtr lsn, uint64 xid, CutoverBlockRef **refs);
+
 /* Next block without taking it; NULL at the end.  Needs an open transaction. */
 extern CutoverBlockRef *cutover_window_peek(CutoverWindow *window);
 extern void cutover_window_take(CutoverWindow *window);

@@ -54,7 +54,7 @@ cutover_applier_abandon(CutoverApplier *applier)
 	MemoryContextReset(applier->step_context);
 	MemoryContextReset(applier->block_context);
 	MemoryContextReset(applier->row_context);
-	applier->refreshes = applier->truncates = applier->stops = applier->failures = applier->resolved = NIL;
+	applier->refreshes = applier->recounts = applier->truncates = applier->stops = applier->failures = applier->resolved = NIL;
 	applier->ddl_done = false;
 	applier->values = NULL;
 	applier->lens = NULL;
@@ -322,7 +322,7 @@ applier_row_change(CutoverApplier *applier, CutoverChange *change, uint64 xid)
 	if (change->op == CUTOVER_OP_REFRESH)
 	{
 		if (table->nkeys == 0)
-			cutover_applier_stop(applier, table, "a row of a table without a key can't be read again by itself");
+			cutover_recount_add(applier, layout, change->old);
 		else if (!applier_covered(applier, layout, change->old, &change->old_tid, xid))
 			cutover_refresh_add(applier, layout, change->old, table->error_keys != NULL, false);
 		return;
@@ -583,6 +583,7 @@ cutover_applier_step(CutoverApplier *applier)
 	if (applier->had_partial)
 		cutover_refresh_missed(applier);
 	cutover_refresh_run(applier, true);
+	cutover_recount_run(applier, finished);
 	cutover_refresh_save(applier);
 	PopActiveSnapshot();
 	CommitTransactionCommand();

@@ -353,6 +353,26 @@ cutover_apply_sql_delete_rows(const CutoverApplyTable *table, const Bitmapset *a
 }
 
 /*
+ * How often each of some rows is there: (number of the row, copies), compared as above.
+ */
+char *
+cutover_apply_sql_count_rows(const CutoverApplyTable *table)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "WITH u AS MATERIALIZED (SELECT ROW(");
+	sql_values(&buf, table, NULL, true);
+	appendStringInfoString(&buf, ")::text AS r, u.n FROM ");
+	sql_source(&buf, table, NULL, "generate_subscripts($1::text[], 1) AS n");
+	appendStringInfoString(&buf, ") SELECT u.n, count(*) FROM u JOIN (SELECT ROW(");
+	for (int i = 0; i < table->ncols; i++)
+		appendStringInfo(&buf, "%st.%s", i > 0 ? ", " : "", quote_identifier(table->cols[i].name));
+	appendStringInfo(&buf, ")::text AS r FROM %s AS t) AS t ON t.r = u.r GROUP BY u.n", cutover_apply_sql_name(table));
+	return buf.data;
+}
+
+/*
  * COPY of fresh rows.
  */
 char *

@@ -123,20 +123,18 @@ window_declare(CutoverWindow *window)
 }
 
 /*
- * Turn rows of the SPI result into refs.
+ * Turn rows of the SPI result into refs, in a context.
  */
-static void
-window_keep_rows(CutoverWindow *window)
+static CutoverBlockRef *
+window_refs(MemoryContext context)
 {
 	TupleDesc	desc = SPI_tuptable->tupdesc;
+	CutoverBlockRef *refs = MemoryContextAllocHuge(context, Max(SPI_processed, 1) * sizeof(CutoverBlockRef));
 
-	window->refs = MemoryContextAlloc(window->context, Max(SPI_processed, 1) * sizeof(CutoverBlockRef));
-	window->nrefs = SPI_processed;
-	window->next = 0;
-	for (int i = 0; i < window->nrefs; i++)
+	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		HeapTuple	tup = SPI_tuptable->vals[i];
-		CutoverBlockRef *ref = &window->refs[i];
+		CutoverBlockRef *ref = &refs[i];
 		bool		isnull;
 
 		ref->segment = DatumGetInt32(SPI_getbinval(tup, desc, 1, &isnull));
@@ -146,6 +144,40 @@ window_keep_rows(CutoverWindow *window)
 		ref->seq = DatumGetInt32(SPI_getbinval(tup, desc, 5, &isnull));
 		ref->n = DatumGetInt32(SPI_getbinval(tup, desc, 6, &isnull));
 	}
+	return refs;
+}
+
+/*
+ * Keep the rows of the SPI result as the window's list.
+ */
+static void
+window_keep_rows(CutoverWindow *window)
+{
+	window->refs = window_refs(window->context);
+	window->nrefs = SPI_processed;
+	window->next = 0;
+}
+
+int
+cutover_window_later(CutoverWindow *window, bool finished, XLogRecPtr lsn, uint64 xid, CutoverBlockRef **refs)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	char	   *cur = quote_literal_cstr(window->cur);
+	char	   *query = window_query(window, quote_literal_cstr(window->prev), "pg_catalog.pg_current_snapshot()", "'0/0'", "'0'");
+	int			nrefs;
+
+	if (finished)
+		query = psprintf("SELECT * FROM (%s) q WHERE NOT pg_catalog.pg_visible_in_snapshot(xid, %s::pg_snapshot)", query, cur);
+	else
+		query = psprintf("SELECT * FROM (%s) q WHERE NOT pg_catalog.pg_visible_in_snapshot(xid, %s::pg_snapshot)"
+						 " OR (last_lsn, xid) > ('%X/%X'::pg_lsn, '" UINT64_FORMAT "'::xid8)", query, cur, LSN_FORMAT_ARGS(lsn), xid);
+	SPI_connect();
+	if (SPI_execute(query, true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not read the queue");
+	nrefs = SPI_processed;
+	*refs = window_refs(caller);
+	SPI_finish();
+	return nrefs;
 }
 
 /*

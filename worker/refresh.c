@@ -29,6 +29,16 @@
 
 #include "applier.h"
 #include "dual_failure.h"
+#include "guc.h"
+
+/* How rows of a table are read by key. */
+typedef struct RefreshPlan
+{
+	int32		table_id;		/* hash key */
+	char	   *sql;			/* NULL: none yet */
+	Oid			types[INDEX_MAX_KEYS];
+	SPIPlanPtr	plan;
+} RefreshPlan;
 
 /* No transaction from this one on was seen by a refresh. */
 static FullTransactionId read_until = {0};
@@ -126,15 +136,15 @@ cutover_refresh_is_ahead(const char *snapshot)
 }
 
 /*
- * Read a row of old by its key into the table's slot.  False: there is none.
+ * The plan that reads a row of a table by its key, kept: a repair may ask for all rows.
  */
-static bool
-refresh_read(CutoverTable *table, CutoverRefresh *refresh)
+static SPIPlanPtr
+refresh_plan(CutoverTable *table)
 {
+	static HTAB *plans = NULL;
+	RefreshPlan *plan;
 	StringInfoData sql;
 	Oid			types[INDEX_MAX_KEYS];
-	char		nulls[INDEX_MAX_KEYS];
-	MemoryContext caller = CurrentMemoryContext;
 	bool		found;
 
 	initStringInfo(&sql);
@@ -145,12 +155,50 @@ refresh_read(CutoverTable *table, CutoverRefresh *refresh)
 		Form_pg_attribute att = TupleDescAttr(table->desc, table->key_attnums[k] - 1);
 
 		types[k] = att->atttypid;
-		nulls[k] = refresh->isnull[k] ? 'n' : ' ';
 		appendStringInfo(&sql, "%s%s %s $%d", k > 0 ? " AND " : "", quote_identifier(NameStr(att->attname)),
 						 refresh_equals(att->atttypid), k + 1);
 	}
+	if (plans == NULL)
+	{
+		HASHCTL		ctl = {.keysize = sizeof(int32),.entrysize = sizeof(RefreshPlan)};
+
+		plans = hash_create("cutover refresh plans", 64, &ctl, HASH_ELEM | HASH_BLOBS);
+	}
+	plan = hash_search(plans, &table->table_id, HASH_ENTER, &found);
+	if (!found)
+		plan->sql = NULL;
+	/* the types follow from the table's columns, whose change the plan notices by itself */
+	if (plan->sql == NULL || strcmp(plan->sql, sql.data) != 0 || memcmp(plan->types, types, table->nkeys * sizeof(Oid)) != 0)
+	{
+		if (plan->sql != NULL)
+		{
+			pfree(plan->sql);
+			plan->sql = NULL;
+			SPI_freeplan(plan->plan);
+		}
+		plan->plan = SPI_prepare(sql.data, table->nkeys, types);
+		if (plan->plan == NULL || SPI_keepplan(plan->plan) != 0)
+			elog(ERROR, "could not prepare to read rows of %s", table->old_name);
+		memcpy(plan->types, types, table->nkeys * sizeof(Oid));
+		plan->sql = MemoryContextStrdup(TopMemoryContext, sql.data);
+	}
+	return plan->plan;
+}
+
+/*
+ * Read a row of old by its key into the table's slot.  False: there is none.
+ */
+static bool
+refresh_read(CutoverTable *table, CutoverRefresh *refresh)
+{
+	char		nulls[INDEX_MAX_KEYS];
+	MemoryContext caller = CurrentMemoryContext;
+	bool		found;
+
+	for (int k = 0; k < table->nkeys; k++)
+		nulls[k] = refresh->isnull[k] ? 'n' : ' ';
 	SPI_connect();
-	if (SPI_execute_with_args(sql.data, table->nkeys, types, refresh->key, nulls, true, 1) != SPI_OK_SELECT)
+	if (SPI_execute_plan(refresh_plan(table), refresh->key, nulls, true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not read a row of %s", table->old_name);
 	found = SPI_processed == 1;
 	read_until = ReadNextFullTransactionId();
@@ -219,21 +267,66 @@ cutover_refresh_fail(CutoverApplier *applier, int32 table_id, uint64 xid, const 
 }
 
 /*
- * Write a suspect key by itself.
+ * Read a key and make of it what new is to have.  NULL: nothing to do.
  */
-static void
-refresh_apply_suspect(CutoverApplier *applier, CutoverTable *table, CutoverRefresh *refresh, bool found, CutoverApplyRow *row)
+static CutoverTable *
+refresh_make_row(CutoverApplier *applier, CutoverRefresh *refresh, CutoverApplyRow *row)
+{
+	CutoverTable *table = cutover_mapping_table(refresh->table_id);
+
+	if (table == NULL || !cutover_mapping_prepare(table, applier->session->ep))
+		return NULL;
+	cutover_applier_scratch(applier, table, row);
+	if (refresh_read(table, refresh) && cutover_table_row(table, table->slot, row))
+		row->op = CUTOVER_APPLY_UPSERT;
+	else
+		refresh_key_row(table, refresh, row);
+	/*
+	 * Whatever the changes of the key in this window add up to was not all of
+	 * it: the row may be there, though the first of them is an INSERT.
+	 */
+	table->apply.may_conflict = true;
+	return table;
+}
+
+/*
+ * Write a row by itself.  Returns NULL if that went well, else new's error.
+ */
+static ErrorData *
+refresh_write(CutoverApplier *applier, CutoverTable *table, CutoverRefresh *refresh, CutoverApplyRow *row)
 {
 	ErrorData  *error = NULL;
+	MemoryContext old;
 	bool		missed;
 
 	cutover_applier_begin(applier);
+	old = MemoryContextSwitchTo(applier->step_context);
 	if (cutover_apply_one(applier->apply, &table->apply, row, &error, &missed))
 	{
-		MemoryContext old = MemoryContextSwitchTo(applier->step_context);
-
 		applier->resolved = lappend(applier->resolved, refresh);
-		MemoryContextSwitchTo(old);
+		error = NULL;
+	}
+	MemoryContextSwitchTo(old);
+	return error;
+}
+
+/*
+ * In replay: write a key that was asked for.  What may succeed once other keys have been
+ * written is put off until then: values may have moved from row to row, or a parent comes later.
+ */
+static void
+refresh_write_first(CutoverApplier *applier, CutoverTable *table, CutoverRefresh *refresh, CutoverApplyRow *row)
+{
+	ErrorData  *error = refresh_write(applier, table, refresh, row);
+	bool		unique;
+
+	if (error == NULL)
+		return;
+	unique = error->sqlerrcode == ERRCODE_UNIQUE_VIOLATION || error->sqlerrcode == ERRCODE_EXCLUSION_VIOLATION;
+	if (unique || error->sqlerrcode == ERRCODE_FOREIGN_KEY_VIOLATION)
+	{
+		refresh->suspect = true;
+		refresh->replace = unique;
 	}
 	else
 		cutover_refresh_fail(applier, table->table_id, refresh->xid, refresh->json, error->sqlerrcode, error->message);
@@ -266,6 +359,99 @@ refresh_clear_replaced(CutoverApplier *applier)
 }
 
 /*
+ * Order of suspects: parents first.
+ */
+static int
+refresh_by_rank(const ListCell *a, const ListCell *b)
+{
+	CutoverTable *left = cutover_mapping_table(((CutoverRefresh *) lfirst(a))->table_id);
+	CutoverTable *right = cutover_mapping_table(((CutoverRefresh *) lfirst(b))->table_id);
+
+	return (left ? left->apply.fk_rank : 0) - (right ? right->apply.fk_rank : 0);
+}
+
+/*
+ * Delete on new what old does not have, children before parents; returns the
+ * other suspects.
+ */
+static List *
+refresh_delete_suspects(CutoverApplier *applier, List *suspects)
+{
+	List	   *rest = NIL;
+
+	for (int i = list_length(suspects) - 1; i >= 0; i--)
+	{
+		CutoverRefresh *refresh = list_nth(suspects, i);
+		CutoverApplyRow row;
+		CutoverTable *table = refresh_make_row(applier, refresh, &row);
+		ErrorData  *error;
+
+		if (table != NULL && row.op == CUTOVER_APPLY_DELETE)
+		{
+			error = refresh_write(applier, table, refresh, &row);
+			if (error != NULL)
+				cutover_refresh_fail(applier, table->table_id, refresh->xid, refresh->json, error->sqlerrcode, error->message);
+		}
+		else if (table != NULL)
+		{
+			MemoryContext old = MemoryContextSwitchTo(applier->step_context);
+
+			rest = lcons(refresh, rest);
+			MemoryContextSwitchTo(old);
+		}
+		MemoryContextReset(applier->row_context);
+	}
+	return rest;
+}
+
+/*
+ * Write the suspects one by one, parents before children; those that lack a
+ * row of their own table once more, as long as that helps.
+ */
+static void
+refresh_run_suspects(CutoverApplier *applier)
+{
+	MemoryContext old = MemoryContextSwitchTo(applier->step_context);
+	List	   *suspects = NIL;
+	bool		progress = true;
+	ListCell   *lc;
+
+	foreach(lc, applier->refreshes)
+		if (((CutoverRefresh *) lfirst(lc))->suspect)
+			suspects = lappend(suspects, lfirst(lc));
+	list_sort(suspects, refresh_by_rank);
+	MemoryContextSwitchTo(old);
+	suspects = refresh_delete_suspects(applier, suspects);
+	while (suspects != NIL)
+	{
+		List	   *again = NIL;
+		bool		last = !progress;
+
+		progress = false;
+		foreach(lc, suspects)
+		{
+			CutoverRefresh *refresh = lfirst(lc);
+			CutoverApplyRow row;
+			CutoverTable *table = refresh_make_row(applier, refresh, &row);
+			ErrorData  *error = table ? refresh_write(applier, table, refresh, &row) : NULL;
+
+			if (error == NULL)
+				progress = true;
+			else if (!last && error->sqlerrcode == ERRCODE_FOREIGN_KEY_VIOLATION)
+			{
+				old = MemoryContextSwitchTo(applier->step_context);
+				again = lappend(again, refresh);
+				MemoryContextSwitchTo(old);
+			}
+			else
+				cutover_refresh_fail(applier, table->table_id, refresh->xid, refresh->json, error->sqlerrcode, error->message);
+			MemoryContextReset(applier->row_context);
+		}
+		suspects = again;
+	}
+}
+
+/*
  * Read the noted keys and write them: suspects one by one, the others with the set.
  */
 void
@@ -279,32 +465,23 @@ cutover_refresh_run(CutoverApplier *applier, bool suspects)
 		if (applier->refreshes != NIL)
 			cutover_applier_flush(applier);
 		refresh_clear_replaced(applier);
+		refresh_run_suspects(applier);
 	}
-	foreach(lc, applier->refreshes)
-	{
-		CutoverRefresh *refresh = lfirst(lc);
-		CutoverTable *table = cutover_mapping_table(refresh->table_id);
-		CutoverApplyRow row;
-		bool		found;
+	else
+		foreach(lc, applier->refreshes)
+		{
+			CutoverRefresh *refresh = lfirst(lc);
+			CutoverApplyRow row;
+			CutoverTable *table = refresh->suspect ? NULL : refresh_make_row(applier, refresh, &row);
 
-		if (refresh->suspect != suspects || table == NULL || !cutover_mapping_prepare(table, applier->session->ep))
-			continue;
-		cutover_applier_scratch(applier, table, &row);
-		found = refresh_read(table, refresh) && cutover_table_row(table, table->slot, &row);
-		row.op = CUTOVER_APPLY_UPSERT;
-		if (!found)
-			refresh_key_row(table, refresh, &row);
-		/*
-		 * Whatever the changes of the key in this window add up to was not all
-		 * of it: the row may be there, though the first of them is an INSERT.
-		 */
-		table->apply.may_conflict = true;
-		if (suspects || applier->replay)
-			refresh_apply_suspect(applier, table, refresh, found, &row);
-		else
-			cutover_apply_add(applier->apply, &table->apply, &row);
-		MemoryContextReset(applier->row_context);
-	}
+			if (table != NULL && applier->replay)
+				refresh_write_first(applier, table, refresh, &row);
+			else if (table != NULL)
+				cutover_apply_add(applier->apply, &table->apply, &row);
+			MemoryContextReset(applier->row_context);
+			if (cutover_apply_memory(applier->apply) > (Size) cutover_guc_apply_memory * 512)
+				cutover_applier_flush(applier);
+		}
 	MemoryContextSwitchTo(caller);
 }
 
