@@ -18,6 +18,7 @@ OBJS = \
 	extension/buffer.o \
 	extension/caller.o \
 	extension/capture.o \
+	extension/clients.o \
 	extension/control.o \
 	extension/cutover.o \
 	extension/ddl.o \
@@ -31,6 +32,8 @@ OBJS = \
 	extension/pack.o \
 	extension/partition.o \
 	extension/policy.o \
+	extension/policy_rules.o \
+	extension/policy_stats.o \
 	extension/preflight.o \
 	extension/queue.o \
 	extension/remote.o \

@@ -17,10 +17,12 @@
 
 #include "block.h"
 #include "buffer.h"
+#include "clients.h"
 #include "guc.h"
 #include "launcher.h"
 #include "layout.h"
 #include "pack.h"
+#include "policy.h"
 #include "queue.h"
 #include "shmem.h"
 #include "tracked.h"
@@ -92,6 +94,7 @@ buffer_get(int32 target_id)
 	for (buf = buffers; buf != NULL; buf = buf->next)
 		if (buf->target_id == target_id)
 			return buf;
+	cutover_clients_enter();
 	buf = MemoryContextAllocZero(TopMemoryContext, sizeof(ChangeBuffer));
 	buf->target_id = target_id;
 	buf->released = -1;
@@ -542,11 +545,15 @@ static void
 buffer_wake(void)
 {
 	for (ChangeBuffer *buf = buffers; buf != NULL; buf = buf->next)
+	{
+		if (buf->wrote)
+			cutover_policy_committed(buf->target_id, buf->slot);
 		if (buf->wrote && buf->slot != NULL)
 		{
 			pg_atomic_write_u32(&buf->slot->dirty, 1);
 			cutover_shmem_wake(buf->slot);
 		}
+	}
 }
 
 /*

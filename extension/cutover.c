@@ -10,6 +10,7 @@
 #include "capture.h"
 #include "guc.h"
 #include "launcher.h"
+#include "policy.h"
 
 PG_MODULE_MAGIC;
 
@@ -39,6 +40,7 @@ _PG_init(void)
 	emit_log_hook = cutover_emit_log;
 	cutover_guc_init();
 	cutover_capture_init();
+	cutover_policy_init();
 	if (process_shared_preload_libraries_in_progress)
 		cutover_launcher_init();
 }

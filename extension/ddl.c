@@ -147,6 +147,19 @@ ddl_visit_target(Relation rel, HeapTuple tuple, void *arg)
 }
 
 /*
+ * Once the extension has gone its library may go, and a session that is told
+ * to load it could not even begin.
+ */
+static void
+ddl_disable_router(void)
+{
+	SPI_connect();
+	if (SPI_execute("SELECT cutover._disable_router(target_id) FROM cutover._router", false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not disable the router");
+	SPI_finish();
+}
+
+/*
  * DROP EXTENSION cutover in the middle of a migration would leave new half
  * done, and nobody to finish it.
  */
@@ -168,6 +181,7 @@ ddl_refuse_drop_extension(DropStmt *stmt)
 					 errmsg("extension \"cutover\" is in use and can't be dropped"),
 					 errdetail("A migration is under way to target %s.", names.data),
 					 errhint("End it with cutover_cancel() or cutover_finish() first.")));
+		ddl_disable_router();
 	}
 }
 

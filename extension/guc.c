@@ -7,6 +7,7 @@
 
 #include "utils/guc.h"
 
+#include "clients.h"
 #include "guc.h"
 
 int			cutover_guc_apply_batch_rows = 50000;
@@ -171,7 +172,7 @@ cutover_guc_init(void)
 							 "Which side answers this session's reads of tables under migration.",
 							 "auto: what rules and ratio say. old, new: that side, where it can.",
 							 &cutover_guc_read_from, CUTOVER_READ_FROM_AUTO, read_from_options,
-							 PGC_USERSET, 0, NULL, NULL, NULL);
+							 PGC_USERSET, 0, NULL, cutover_clients_assign_read_from, NULL);
 	DefineCustomIntVariable("cutover.read_timeout",
 							"How long a read waits for the first row from new before old answers it.",
 							"Zero waits for ever.",
@@ -186,7 +187,7 @@ cutover_guc_init(void)
 							   "Whose reads these are, for example the id of a user.",
 							   "The read ratio is a share of keys where this is set, else of sessions.",
 							   &cutover_guc_route_key, "",
-							   PGC_USERSET, 0, NULL, NULL, NULL);
+							   PGC_USERSET, 0, NULL, cutover_clients_assign_route_key, NULL);
 	DefineCustomIntVariable("cutover.spill_size",
 							"Changes of one transaction that a backend keeps in memory before it writes them to the queue.",
 							NULL,

@@ -118,9 +118,9 @@ $$;
 COMMENT ON FUNCTION cutover._open_writers(int, interval) IS 'the longest transaction that has changed tables of the target, in words';
 
 CREATE FUNCTION cutover._sessions()
-RETURNS TABLE (pid int, usename name, application_name text, client_addr inet, backend_start timestamptz, state text)
+RETURNS TABLE (pid int, usename name, application_name text, client_addr inet, backend_start timestamptz, state text, usesysid oid)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-	SELECT a.pid, a.usename, a.application_name, a.client_addr, a.backend_start, a.state
+	SELECT a.pid, a.usename, a.application_name, a.client_addr, a.backend_start, a.state, a.usesysid
 	FROM pg_stat_activity a
 	WHERE a.datname = current_database() AND a.backend_type = 'client backend'
 $$;
@@ -214,6 +214,8 @@ SELECT s.target, s.state, s.mode, s.epoch, s.write_ratio, s.read_ratio, s.shadow
 						|| string_agg(cutover._table_name(b.old_table), ', ' ORDER BY b.table_id)
 					FROM cutover._table b WHERE b.target_id = s.target_id AND NOT cutover._capture_enabled(b.table_id)) END,
 			cutover._open_writers(s.target_id),
+			CASE WHEN (SELECT c.breaker_since IS NOT NULL FROM cutover._read_counters(s.target_id) c) THEN
+				'new to answer a read: it failed too often, and reads stay on old but for an attempt every cutover.breaker_cooldown' END,
 			CASE WHEN s.waiting_for IS NULL AND s.last_error_at > clock_timestamp() - interval '15 s' AND (s.not_synced > 0 OR s.queued_changes > 0)
 				THEN 'what last_error says; it is tried again' END), '')
 	END AS waiting_for,
@@ -320,11 +322,21 @@ ORDER BY e.error_id;
 COMMENT ON VIEW cutover.apply_error IS 'rows that new rejected; each is read again when it changes';
 
 CREATE VIEW cutover.sessions AS
-SELECT s.pid, s.usename, s.application_name, s.client_addr,
-	false AS routable, 'old'::text AS reads_from, 0::bigint AS writes, s.backend_start, s.state
+SELECT s.pid, s.usename, s.application_name, s.client_addr, l.routable,
+	CASE WHEN l.routable THEN (
+			SELECT CASE count(DISTINCT x.side) WHEN 2 THEN 'both' ELSE coalesce(min(x.side), 'old') END
+			FROM cutover._target t, cutover._reads_from(t.target_id, s.pid, s.backend_start, s.usesysid, s.application_name, s.client_addr) x (side))
+		WHEN NOT l.routable THEN 'old' END AS reads_from,
+	CASE WHEN l.routable IS NOT NULL THEN coalesce(c.writes, 0) END AS writes,
+	s.backend_start, s.state
 FROM cutover._sessions() s
+LEFT JOIN LATERAL (
+	SELECT k.pid, CASE WHEN k.epoch = t.epoch THEN k.writes ELSE 0 END AS writes
+	FROM cutover._clients() k LEFT JOIN cutover._target t USING (target_id)
+	WHERE k.pid = s.pid) c ON true
+CROSS JOIN LATERAL (SELECT CASE WHEN c.pid IS NOT NULL THEN true ELSE cutover._clients_default() END) l (routable)
 ORDER BY s.backend_start, s.pid;
-COMMENT ON VIEW cutover.sessions IS 'who talks to old';
+COMMENT ON VIEW cutover.sessions IS 'who talks to old, whether it can be sent to new, and what it has written since the last switch';
 
 CREATE VIEW cutover.event AS
 SELECT at, actor, kind,
@@ -348,6 +360,7 @@ CROSS JOIN LATERAL (
 		count(*) FILTER (WHERE b.last_compared_at IS NULL) AS never,
 		CASE WHEN count(b.last_compared_at) = count(*) THEN extract(epoch FROM clock_timestamp() - min(b.last_compared_at)) END AS age
 	FROM cutover._table b WHERE b.target_id = s.target_id) d
+CROSS JOIN LATERAL cutover._read_counters(s.target_id) rc
 CROSS JOIN LATERAL (VALUES
 	('lag_seconds', extract(epoch FROM s.lag), 'gauge', 'Age of what new has, 0 if that is all; unknown until measured'),
 	('queued_changes', s.queued_changes, 'gauge', 'Changes that new does not have yet'),
@@ -363,6 +376,12 @@ CROSS JOIN LATERAL (VALUES
 	('replicator_running', (s.pid IS NOT NULL)::int, 'gauge', 'Whether the replicator runs'),
 	('epoch', s.epoch, 'gauge', 'Number of the write mode, one higher at each switch'),
 	('degraded', 0, 'gauge', 'Whether commits have stopped waiting for new'),
+	('read_ratio', s.read_ratio, 'gauge', 'Share of sessions whose reads new answers, in percent'),
+	('reads_routed', coalesce(rc.routed, 0), 'counter', 'Reads that new answered'),
+	('reads_kept', coalesce(rc.kept, 0), 'counter', 'Reads of tables under migration that stayed on old'),
+	('read_fallbacks', coalesce(rc.fallbacks, 0), 'counter', 'Reads that old answered because new failed or took too long'),
+	('read_timeouts', coalesce(rc.timeouts, 0), 'counter', 'Reads that old answered because new took too long'),
+	('read_breaker', (rc.breaker_since IS NOT NULL)::int, 'gauge', 'Whether reads stay on old because new failed too often'),
 	('divergences', d.confirmed, 'gauge', 'Open differences between old and new'),
 	('divergences_deferred', d.deferred, 'gauge', 'Differences that were still moving when they were looked at'),
 	('tables_compare_capped', d.capped, 'gauge', 'Tables with more differences than are kept'),

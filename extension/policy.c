@@ -1,60 +1,369 @@
 /*
  * policy.c - which side answers a read.
  *
- * Runs in the client's backend; see policy.h.
+ * Runs in the client's backend.  What the session, rules and ratio want is one
+ * half (policy_rules.c); whether new may answer at this moment is the other: it has
+ * to be complete, new enough, have what this session wrote, and be well.
+ *
+ * A transaction is the unit.  In READ COMMITTED it may leave new for old, which
+ * shows it nothing older, but never goes from old to new, unless the
+ * session itself says so by cutover.read_from.  With one snapshot for the whole
+ * transaction it stays where its first read was.
  */
 #include "postgres.h"
 
+#include "access/parallel.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "miscadmin.h"
+#include "tcop/utility.h"
+#include "utils/fmgrprotos.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "clients.h"
+#include "compat.h"
 #include "guc.h"
-#include "policy.h"
+#include "policy_private.h"
 
-#define POLICY_WHY_NAME(symbol, name) name,
-const char *const cutover_policy_why[CUTOVER_WHYS] = {CUTOVER_WHY_LIST(POLICY_WHY_NAME)};
+/* An idle replicator looks once a second; what it saw that long ago is the present. */
+#define POLICY_IDLE_US (2 * USECS_PER_SEC)
+
+static ProcessUtility_hook_type previous_utility = NULL;
+static uint64 prepared_commits = 0; /* COMMIT PREPARED of this session */
 
 /*
- * Choose a side.
+ * Do reads follow forwarded writes to new?
  */
-CutoverSide
-cutover_policy_decide(CutoverTarget *target, List *table_ids, const char **why_not)
+static bool
+policy_is_forward(CutoverTarget *target)
 {
-	*why_not = NULL;
-	if (cutover_guc_read_from == CUTOVER_READ_FROM_NEW)
-		return CUTOVER_SIDE_NEW;
-	*why_not = cutover_guc_read_from == CUTOVER_READ_FROM_OLD ? CUTOVER_WHY(READ_FROM) : CUTOVER_WHY(RATIO);
-	return CUTOVER_SIDE_OLD;
+	return target->known && target->active && target->ours && target->mode == CUTOVER_MODE_NEW_ONLY &&
+		target->forward && !RecoveryInProgress();
 }
 
 /*
- * Count what became of a read.
+ * May any read of this target go to new?  POLICY_NEW, or why not.
  */
-void
-cutover_policy_count(CutoverTarget *target, CutoverReadOutcome outcome, const char *reason)
+static int
+policy_state(CutoverTarget *target)
 {
+	if (!target->known || (target->mode == CUTOVER_MODE_NEW_ONLY && !target->active))
+		return CUTOVER_WHY_INDEX_MODE;
+	/* once new is master it does not matter whether old follows */
+	if (!target->active || !target->ours || RecoveryInProgress() ||
+		(target->mode != CUTOVER_MODE_NEW_ONLY && !target->running))
+		return CUTOVER_WHY_INDEX_STATE;
+	return target->rewound ? CUTOVER_WHY_INDEX_REWOUND : POLICY_NEW;
 }
 
 /*
- * New did not answer.
+ * Does new hold the tables?  In a transaction with one snapshot: all that may
+ * be read later, too.
  */
-void
-cutover_policy_failed(CutoverTarget *target, int sqlstate)
+static int
+policy_tables(CutoverPolicy *policy, List *table_ids)
 {
+	bool		all = IsolationUsesXactSnapshot();
+	ListCell   *lc;
+
+	if (policy->all_rejected || (all && policy->rejected != NIL))
+		return CUTOVER_WHY_INDEX_APPLY_ERROR;
+	if (all && policy->not_synced != NIL)
+		return CUTOVER_WHY_INDEX_NOT_SYNCED;
+	foreach(lc, table_ids)
+	{
+		if (list_member_int(policy->not_synced, lfirst_int(lc)))
+			return CUTOVER_WHY_INDEX_NOT_SYNCED;
+		if (list_member_int(policy->rejected, lfirst_int(lc)))
+			return CUTOVER_WHY_INDEX_APPLY_ERROR;
+	}
+	return POLICY_NEW;
 }
 
 /*
- * May old answer instead?
+ * The slot of a target; one that was given to another target does not count.
  */
-bool
-cutover_policy_may_fall_back(CutoverTarget *target)
+CutoverSlot *
+cutover_policy_slot(CutoverTarget *target)
 {
+	if (target->slot == NULL)
+		target->slot = cutover_shmem_slot(target->target_id, true);
+	if (target->slot != NULL &&
+		(target->slot->target_id != target->target_id || target->slot->dboid != MyDatabaseId))
+		target->slot = cutover_shmem_slot(target->target_id, true);
+	return target->slot;
+}
+
+/*
+ * Has the other side applied what this session committed?  Once it has, the
+ * ticket is forgotten.
+ */
+static bool
+policy_has_own(CutoverSlot *slot, uint64 *ticket)
+{
+	if (*ticket == 0)
+		return true;
+	if (*ticket == CUTOVER_TICKET_UNKNOWN)
+	{
+		*ticket = pg_atomic_add_fetch_u64(&slot->wanted, 1);
+		cutover_shmem_wake(slot);
+		return false;
+	}
+	if (pg_atomic_read_u64(&slot->applied) < *ticket)
+		return false;
+	*ticket = 0;
 	return true;
 }
 
 /*
- * A transaction's changes are visible on old.
+ * How far behind is new?  Microseconds, negative if unknown.  Every commit of
+ * changes draws a ticket, so where all are served new has everything.
+ */
+static int64
+policy_lag(CutoverSlot *slot)
+{
+	TimestampTz acked_at = cutover_shmem_acked_at(slot);
+	uint64		wanted = pg_atomic_read_u64(&slot->wanted);
+	int64		lag;
+
+	if (acked_at == 0)
+		return -1;
+	lag = Max(GetCurrentTimestamp() - acked_at, 0);
+	if (pg_atomic_read_u64(&slot->applied) >= wanted)
+		lag = Max(lag - POLICY_IDLE_US, 0);
+	return lag;
+}
+
+/*
+ * Is new as far as this session may ask?
+ */
+static int
+policy_freshness(CutoverTarget *target, CutoverPolicy *policy, CutoverSlot *slot)
+{
+	uint64		ticket = target->wrote_old;
+	int64		lag;
+
+	if (policy->seen_prepared != prepared_commits)
+	{
+		policy->seen_prepared = prepared_commits;
+		target->wrote_old = CUTOVER_TICKET_UNKNOWN;
+	}
+	if (!policy_has_own(slot, &target->wrote_old))
+		return CUTOVER_WHY_INDEX_OWN_WRITE;
+	if (ticket != 0)
+	{
+		/* it may have been rejected; that was said before the ticket was served */
+		AcceptInvalidationMessages();
+		if (policy->generation != cutover_tracked_generation())
+			(void) cutover_policy_get(cutover_tracked_target(target->target_id));
+	}
+	if (cutover_guc_max_read_lag < 0)
+		return POLICY_NEW;
+	lag = policy_lag(slot);
+	return lag < 0 || lag > cutover_guc_max_read_lag * INT64CONST(1000) ? CUTOVER_WHY_INDEX_LAG : POLICY_NEW;
+}
+
+/*
+ * This session, as rules see it.
+ */
+static PolicyReader *
+policy_myself(void)
+{
+	static PolicyReader reader;
+	static bool client_known = false;
+
+	if (!client_known)
+	{
+		LOCAL_FCINFO(fcinfo, 0);
+		Datum		address;
+
+		InitFunctionCallInfoData(*fcinfo, NULL, 0, InvalidOid, NULL, NULL);
+		address = inet_client_addr(fcinfo);
+		if (!fcinfo->isnull)
+		{
+			inet	   *client = DatumGetInetPP(address);
+
+			reader.client = MemoryContextAlloc(TopMemoryContext, VARSIZE_ANY(client));
+			memcpy(reader.client, client, VARSIZE_ANY(client));
+		}
+		client_known = true;
+	}
+	reader.read_from = cutover_guc_read_from;
+	reader.hash = cutover_clients_hash();
+	reader.application = application_name;
+	reader.session_role = GetSessionUserId();
+	reader.current_role = GetOuterUserId();
+	return &reader;
+}
+
+/*
+ * Reads after forwarded writes: new is the one that knows.  A session may
+ * insist on old once old has what it wrote.
+ */
+static int
+policy_decide_forward(CutoverTarget *target, CutoverPolicy *policy)
+{
+	CutoverSlot *slot;
+
+	/* its snapshot is older than the switch */
+	if (IsolationUsesXactSnapshot() && policy->lxid == cutover_my_lxid_compat() && policy->side == CUTOVER_SIDE_OLD)
+		return CUTOVER_WHY_INDEX_TRANSACTION;
+	if (cutover_guc_read_from != CUTOVER_READ_FROM_OLD)
+		return POLICY_NEW;
+	slot = cutover_policy_slot(target);
+	if (target->wrote_new != 0 && (slot == NULL || !policy_has_own(slot, &target->wrote_new)))
+		return POLICY_NEW;
+	return CUTOVER_WHY_INDEX_READ_FROM;
+}
+
+/*
+ * May new answer this statement, whatever the transaction has read?
+ */
+static int
+policy_gates(CutoverTarget *target, CutoverPolicy *policy, List *table_ids)
+{
+	int			why = policy_state(target);
+	CutoverSlot *slot;
+
+	if (why == POLICY_NEW)
+		why = policy_tables(policy, table_ids);
+	if (why != POLICY_NEW)
+		return why;
+	if (IsolationIsSerializable())
+		return CUTOVER_WHY_INDEX_ISOLATION;
+	slot = cutover_policy_slot(target);
+	if (slot == NULL)
+		return CUTOVER_WHY_INDEX_NO_SHARED_MEMORY;
+	if (target->mode != CUTOVER_MODE_NEW_ONLY)
+	{
+		why = policy_freshness(target, policy, slot);
+		/* what was read may have changed meanwhile */
+		if (why == POLICY_NEW)
+			why = policy_tables(policy, table_ids);
+		if (why != POLICY_NEW)
+			return why;
+	}
+	return cutover_policy_breaker_holds(slot) ? CUTOVER_WHY_INDEX_BREAKER : POLICY_NEW;
+}
+
+/*
+ * What the transaction's earlier reads leave open: POLICY_NEW with *settled,
+ * if it must be new; a reason, if it must be old; POLICY_NEW otherwise.
+ */
+static int
+policy_transaction(CutoverPolicy *policy, bool *settled)
+{
+	*settled = false;
+	if (policy->lxid != cutover_my_lxid_compat())
+		return POLICY_NEW;
+	if (IsolationUsesXactSnapshot())
+	{
+		*settled = policy->side == CUTOVER_SIDE_NEW;
+		return *settled ? POLICY_NEW : CUTOVER_WHY_INDEX_TRANSACTION;
+	}
+	if (policy->side == CUTOVER_SIDE_OLD && policy->automatic && cutover_guc_read_from == CUTOVER_READ_FROM_AUTO)
+		return CUTOVER_WHY_INDEX_TRANSACTION;
+	return POLICY_NEW;
+}
+
+/*
+ * The side of a statement: POLICY_NEW or why not.
+ */
+static int
+policy_choose(CutoverTarget *target, CutoverPolicy *policy, List *table_ids)
+{
+	bool		settled;
+	int			why;
+
+	/* what the transaction wrote is on old only */
+	if (TransactionIdIsValid(GetTopTransactionIdIfAny()))
+		return CUTOVER_WHY_INDEX_TRANSACTION_WROTE;
+	why = policy_transaction(policy, &settled);
+	if (settled || why != POLICY_NEW)
+		return why;
+	why = cutover_policy_wish(target, policy, policy_myself(), table_ids);
+	return why == POLICY_NEW ? policy_gates(target, policy, table_ids) : why;
+}
+
+/*
+ * The side for a statement.
+ */
+CutoverSide
+cutover_policy_decide(CutoverTarget *target, List *table_ids, const char **why_not)
+{
+	CutoverPolicy *policy = cutover_policy_get(target);
+	LocalTransactionId lxid = cutover_my_lxid_compat();
+	CutoverSide side;
+	int			why;
+
+	cutover_clients_enter();
+	if (policy_is_forward(target))
+		why = policy_decide_forward(target, policy);
+	else
+		why = policy_choose(target, policy, table_ids);
+	side = why == POLICY_NEW ? CUTOVER_SIDE_NEW : CUTOVER_SIDE_OLD;
+	*why_not = why == POLICY_NEW ? NULL : cutover_policy_why[why];
+	if (policy->lxid != lxid)
+		policy->answered = false;
+	policy->lxid = lxid;
+	policy->side = side;
+	policy->automatic = cutover_guc_read_from == CUTOVER_READ_FROM_AUTO;
+	return side;
+}
+
+/*
+ * Where another session's next read goes, as far as can be told.
+ */
+int
+cutover_policy_side_of(CutoverTarget *target, const PolicyReader *reader)
+{
+	int			why;
+
+	if (policy_is_forward(target))
+		return reader->read_from == CUTOVER_READ_FROM_OLD ? CUTOVER_WHY_INDEX_READ_FROM : POLICY_NEW;
+	why = policy_state(target);
+	return why == POLICY_NEW ? cutover_policy_wish(target, cutover_policy_get(target), reader, NIL) : why;
+}
+
+/*
+ * May the local plan answer instead of new?
+ */
+bool
+cutover_policy_may_fall_back(CutoverTarget *target)
+{
+	CutoverPolicy *policy = target->policy;
+	CutoverSlot *slot = cutover_policy_slot(target);
+	int64		lag;
+
+	/* one snapshot, and it is new's */
+	if (policy != NULL && policy->lxid == cutover_my_lxid_compat() && policy->answered && IsolationUsesXactSnapshot())
+		return false;
+	if (target->wrote_new != 0 && (slot == NULL || !policy_has_own(slot, &target->wrote_new)))
+		return false;
+	if (target->mode != CUTOVER_MODE_NEW_ONLY)
+		return true;
+	/* now old is the one that follows */
+	lag = slot != NULL ? policy_lag(slot) : -1;
+	return cutover_guc_max_read_lag < 0 || (lag >= 0 && lag <= cutover_guc_max_read_lag * INT64CONST(1000));
+}
+
+/*
+ * A transaction's changes are visible on old.  The ticket is drawn after that,
+ * so the snapshot that serves it sees them.
  */
 void
 cutover_policy_committed(int32 target_id, CutoverSlot *slot)
 {
+	CutoverTarget *target = cutover_tracked_met(target_id);
+
+	if (target == NULL)
+		return;
+	target->wrote_old = slot == NULL || slot->target_id != target_id ? CUTOVER_TICKET_UNKNOWN :
+		pg_atomic_add_fetch_u64(&slot->wanted, 1);
+	cutover_clients_wrote(target_id, target->epoch);
 }
 
 /*
@@ -63,6 +372,30 @@ cutover_policy_committed(int32 target_id, CutoverSlot *slot)
 void
 cutover_policy_committed_new(CutoverTarget *target)
 {
+	CutoverSlot *slot = target->slot;
+
+	target->wrote_new = slot == NULL || slot->target_id != target->target_id ? CUTOVER_TICKET_UNKNOWN :
+		pg_atomic_add_fetch_u64(&slot->wanted, 1);
+	if (slot != NULL)
+		cutover_shmem_wake(slot);
+	cutover_clients_wrote(target->target_id, target->epoch);
+}
+
+/*
+ * A prepared transaction does not say what it changed: after its commit all
+ * targets count as written to.
+ */
+static void
+policy_utility(PlannedStmt *pstmt, const char *query, bool readonly_tree, ProcessUtilityContext context,
+			   ParamListInfo params, QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
+{
+	if (IsA(pstmt->utilityStmt, TransactionStmt) &&
+		((TransactionStmt *) pstmt->utilityStmt)->kind == TRANS_STMT_COMMIT_PREPARED)
+		prepared_commits++;
+	if (previous_utility)
+		previous_utility(pstmt, query, readonly_tree, context, params, env, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, query, readonly_tree, context, params, env, dest, qc);
 }
 
 /*
@@ -71,4 +404,7 @@ cutover_policy_committed_new(CutoverTarget *target)
 void
 cutover_policy_init(void)
 {
+	previous_utility = ProcessUtility_hook;
+	ProcessUtility_hook = policy_utility;
+	cutover_clients_init();
 }

@@ -373,6 +373,7 @@ DECLARE
 	v_server name;
 BEGIN
 	SELECT t.server INTO STRICT v_server FROM cutover._target t WHERE t.target_id = _forget_target_rows.target_id;
+	PERFORM cutover._disable_router(target_id);
 	PERFORM cutover._drop_queue(target_id);
 	-- of tables removed before, nobody knows whose they were
 	DELETE FROM cutover._layout l WHERE l.table_id IN (SELECT t.table_id FROM cutover._table t WHERE t.target_id = _forget_target_rows.target_id)

@@ -32,15 +32,16 @@
 
 #include "tracked.h"
 
-#define CONFIG_TABLES 4
+#define CONFIG_TABLES 5
 
-static const char *const config_names[CONFIG_TABLES] = {"_target", "_table", "_column", "_member"};
+static const char *const config_names[CONFIG_TABLES] = {"_target", "_table", "_column", "_member", "_rule"};
 
 static HTAB *relations = NULL;
 static HTAB *targets = NULL;
 static HTAB *states = NULL;
 static Oid	config_oids[CONFIG_TABLES]; /* InvalidOid = not looked up */
 static uint64 invalidations = 0;	/* counts them, to notice one during a fill */
+static uint64 generation = 0;	/* counts those of configuration tables */
 static int	any_known = -1;		/* is any table under migration?  -1 = to be looked up */
 
 /*
@@ -53,6 +54,7 @@ tracked_forget_all(void)
 	CutoverRelation *entry;
 	CutoverTarget *target;
 
+	generation++;
 	hash_seq_init(&seq, relations);
 	while ((entry = hash_seq_search(&seq)) != NULL)
 		entry->valid = false;
@@ -250,8 +252,9 @@ tracked_visit_target(Relation rel, HeapTuple tuple, void *arg)
 	target->running = strcmp(desired, "running") == 0;
 	target->active = target->running || strcmp(desired, "paused") == 0;
 	/* a copy of the cluster captures, so that it may be adopted, but has no worker */
-	if ((uint64) DatumGetInt64(cutover_tracked_attr(tuple, desc, "system_identifier", &isnull)) != GetSystemIdentifier())
-		target->running = false;
+	target->ours = (uint64) DatumGetInt64(cutover_tracked_attr(tuple, desc, "system_identifier", &isnull)) == GetSystemIdentifier();
+	target->running &= target->ours;
+	target->rewound = DatumGetBool(cutover_tracked_attr(tuple, desc, "rewound", &isnull));
 	target->segment = DatumGetInt32(cutover_tracked_attr(tuple, desc, "write_segment", &isnull));
 	mode = TextDatumGetCString(cutover_tracked_attr(tuple, desc, "mode", &isnull));
 	target->known = true;
@@ -282,11 +285,13 @@ cutover_tracked_target(int32 target_id)
 	{
 		target->valid = false;
 		target->slot = NULL;
+		target->wrote_old = target->wrote_new = 0;
+		target->policy = NULL;
 	}
 	while (!target->valid)
 	{
 		before = invalidations;
-		target->known = target->active = target->running = target->dual_write = false;
+		target->known = target->active = target->running = target->dual_write = target->ours = false;
 		target->segment = 0;
 		target->fence = InvalidOid;
 		memset(target->queue, 0, sizeof(target->queue));
@@ -314,6 +319,24 @@ cutover_tracked_target(int32 target_id)
 			break;				/* good enough for now, looked up again next time */
 	}
 	return target;
+}
+
+/*
+ * The entry of a target, if there is one.
+ */
+CutoverTarget *
+cutover_tracked_met(int32 target_id)
+{
+	return hash_search(targets, &target_id, HASH_FIND, NULL);
+}
+
+/*
+ * Which configuration is known.
+ */
+uint64
+cutover_tracked_generation(void)
+{
+	return generation;
 }
 
 /* What the visitors of _table and _column hand over. */

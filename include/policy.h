@@ -50,6 +50,7 @@ typedef enum CutoverReadOutcome
 	entry(STATE, "state")					/* not running: idle, paused, a copy of the cluster, a standby */ \
 	entry(REWOUND, "rewound")				/* new has what old lost */ \
 	entry(NOT_SYNCED, "not_synced")			/* a table that is not complete on new */ \
+	entry(APPLY_ERROR, "apply_error")		/* new has rejected rows of a table */ \
 	entry(LAG, "lag")						/* new is further behind than cutover.max_read_lag */ \
 	entry(OWN_WRITE, "own_write")			/* new does not have yet what this session committed */ \
 	entry(TRANSACTION_WROTE, "transaction_wrote")	/* the transaction has written */ \
@@ -98,7 +99,8 @@ extern CutoverSide cutover_policy_decide(CutoverTarget *target, List *table_ids,
 
 /*
  * Count what became of a read.  Reason: for KEPT, FALLBACK and TIMEOUT one of the names above, or NULL.
- * ROUTED also tells the breaker that new is well.
+ * ROUTED, once new has answered (the first row or the end), also tells the breaker that new is well;
+ * FALLBACK and TIMEOUT keep the rest of the transaction on old.
  */
 extern void cutover_policy_count(CutoverTarget *target, CutoverReadOutcome outcome, const char *reason);
 
@@ -110,7 +112,9 @@ extern void cutover_policy_failed(CutoverTarget *target, int sqlstate);
 
 /*
  * May the local plan answer instead?  Not where the transaction has read from
- * new in a snapshot that it must keep, nor where old lacks what this session wrote on new.
+ * new in a snapshot that it must keep, nor where old lacks what this session has committed on
+ * new, nor where old is the one that is too far behind.  What a transaction has written on new and not
+ * committed is the caller's business.
  */
 extern bool cutover_policy_may_fall_back(CutoverTarget *target);
 

@@ -14,10 +14,11 @@
 #include "storage/condition_variable.h"
 #include "storage/spin.h"
 
-#define CUTOVER_SHMEM_VERSION 1 /* +1 when a slot gets another layout */
+#define CUTOVER_SHMEM_VERSION 2 /* +1 when a slot gets another layout */
 #define CUTOVER_MAX_SLOTS 16
 #define CUTOVER_TEXT_LEN 384
 #define CUTOVER_DUAL_RING 64
+#define CUTOVER_READ_COUNTERS 40 /* outcomes and reasons, see policy.h */
 
 /* What a replicator says of itself; copied in and out as a whole under the slot's mutex. */
 typedef struct CutoverStats
@@ -59,6 +60,9 @@ typedef struct CutoverSlot
 	ConditionVariable cv;		/* broadcast when served moves or the worker's state does */
 	slock_t		mutex;			/* protects stats only */
 	CutoverStats stats;
+	pg_atomic_uint32 read_failures; /* reads in a row that new did not answer */
+	pg_atomic_uint64 read_breaker;	/* reads stay on old since then, or since the last attempt; 0 = they need not */
+	pg_atomic_uint64 reads[CUTOVER_READ_COUNTERS];	/* since the server started */
 } CutoverSlot;
 
 /* Attach to the shared memory; false where the server has no room left for us. */
@@ -79,6 +83,9 @@ extern void cutover_shmem_wake(CutoverSlot *slot);
 
 extern void cutover_shmem_get_stats(CutoverSlot *slot, CutoverStats *stats);
 extern void cutover_shmem_set_stats(CutoverSlot *slot, const CutoverStats *stats);
+
+/* When the snapshot was taken that the following side is known to have; 0 = unknown. */
+extern TimestampTz cutover_shmem_acked_at(CutoverSlot *slot);
 
 /* A name that a copy of this server's files does not have; the same after a restart. */
 extern const char *cutover_shmem_instance(void);

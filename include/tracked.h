@@ -50,10 +50,18 @@ typedef struct CutoverTarget
 	bool		dual_write;		/* commits wait for new ... */
 	double		write_ratio;	/* ... for this share of rows, in percent */
 	bool		running;		/* a replicator ought to be at work */
+	bool		ours;			/* this cluster is the one that may act */
+	bool		rewound;		/* new had what old lost */
 	int			segment;		/* that is written to */
 	Oid			queue[CUTOVER_SEGMENTS];
 	CutoverSlot *slot;			/* NULL = not looked up yet, or none to be had */
+	uint64		wrote_old;		/* ticket of this session's last commit on old; 0 = none ... */
+	uint64		wrote_new;		/* ... and of what it forwarded to new */
+	struct CutoverPolicy *policy;	/* of its reads; NULL = never asked for */
 } CutoverTarget;
+
+/* A ticket that could not be drawn at commit: it is drawn when it is asked for. */
+#define CUTOVER_TICKET_UNKNOWN PG_UINT64_MAX
 
 /* What outlives the filling of a CutoverRelation; shared by the partitions of a table. */
 typedef struct CutoverTableState
@@ -95,6 +103,12 @@ extern void cutover_tracked_init(void);
 /* The entry of a relation; never NULL, but possibly not active. */
 extern CutoverRelation *cutover_tracked_relation(Relation rel);
 extern CutoverTarget *cutover_tracked_target(int32 target_id);
+
+/* The entry of a target that this backend has met, as it is, or NULL; can't fail. */
+extern CutoverTarget *cutover_tracked_met(int32 target_id);
+
+/* Another number after every change of the configuration that this backend has noticed. */
+extern uint64 cutover_tracked_generation(void);
 
 /* Forget what is known of a relation (its layout was rolled back, ...). */
 extern void cutover_tracked_forget(Oid relid);

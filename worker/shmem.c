@@ -122,6 +122,10 @@ cutover_shmem_attach(void)
 			pg_atomic_init_u32(&slot->sending, 0);
 			ConditionVariableInit(&slot->cv);
 			SpinLockInit(&slot->mutex);
+			pg_atomic_init_u32(&slot->read_failures, 0);
+			pg_atomic_init_u64(&slot->read_breaker, 0);
+			for (int k = 0; k < CUTOVER_READ_COUNTERS; k++)
+				pg_atomic_init_u64(&slot->reads[k], 0);
 		}
 	}
 	LWLockRelease(AddinShmemInitLock);
@@ -145,6 +149,10 @@ shmem_clear_slot(CutoverSlot *slot, Oid dboid, int32 target_id)
 	memset(&slot->stats, 0, sizeof(slot->stats));
 	slot->stats.lag_us = -1;
 	SpinLockRelease(&slot->mutex);
+	pg_atomic_write_u32(&slot->read_failures, 0);
+	pg_atomic_write_u64(&slot->read_breaker, 0);
+	for (int i = 0; i < CUTOVER_READ_COUNTERS; i++)
+		pg_atomic_write_u64(&slot->reads[i], 0);
 }
 
 /*
@@ -296,6 +304,20 @@ cutover_shmem_set_stats(CutoverSlot *slot, const CutoverStats *stats)
 	SpinLockAcquire(&slot->mutex);
 	slot->stats = *stats;
 	SpinLockRelease(&slot->mutex);
+}
+
+/*
+ * How new the following side is, at least.
+ */
+TimestampTz
+cutover_shmem_acked_at(CutoverSlot *slot)
+{
+	TimestampTz acked_at;
+
+	SpinLockAcquire(&slot->mutex);
+	acked_at = slot->stats.acked_at;
+	SpinLockRelease(&slot->mutex);
+	return acked_at;
 }
 
 /*
