@@ -111,6 +111,7 @@ REGRESS = \
 	capture_partition \
 	capture_policy \
 	capture_rows \
+	compare_views \
 	install \
 	interface \
 	preflight \
