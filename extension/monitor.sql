@@ -287,7 +287,10 @@ SELECT s.target, NULL::name AS shard, 'forward'::text AS direction,
 		THEN CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE 'down' END ELSE s.state END AS state,
 	s.queued_changes, cutover._queue_bytes(s.target_id) AS queue_bytes, s.lag,
 	coalesce(s.applied_changes, 0) AS applied_changes, coalesce(s.changes_per_s, 0) AS changes_per_s,
-	coalesce(s.retries, 0) AS retries, s.waiting_for, s.last_error, s.last_error_at, s.pid
+	coalesce(s.retries, 0) AS retries, s.waiting_for, s.last_error, s.last_error_at, s.pid,
+	-- older ones that new has may be gone from the queue
+	(SELECT CASE WHEN s.started_at IS NOT NULL THEN coalesce(max(r.kept_since), s.started_at) END
+		FROM cutover._rotation r WHERE r.target_id = s.target_id) AS changes_kept_since
 FROM cutover._state s
 ORDER BY s.target_id;
 COMMENT ON VIEW cutover.replication IS 'the replicator of each target; counters begin with the server';

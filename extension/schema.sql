@@ -145,7 +145,18 @@ CREATE TABLE cutover._rotation (
 	target_id int PRIMARY KEY REFERENCES cutover._target,
 	rotated_k bigint NOT NULL,					-- confirmed by new when the present segment was begun
 	rotated_snapshot pg_snapshot NOT NULL,
-	truncated_k bigint NOT NULL					-- windows up to this one may be gone from the queue
+	truncated_k bigint NOT NULL,				-- windows up to this one may be gone from the queue
+	kept_snapshot pg_snapshot,					-- what this does not see is all there still; NULL: nothing has gone
+	kept_since timestamptz						-- the same as a time
+);
+
+-- What could be seen at some moments: turns a time into a place of the queue.  at
+-- is later than the snapshot: what commits after it is not seen.
+CREATE TABLE cutover._queue_moment (
+	target_id int NOT NULL REFERENCES cutover._target ON DELETE CASCADE,
+	at timestamptz NOT NULL,
+	snapshot pg_snapshot NOT NULL,
+	PRIMARY KEY (target_id, at)
 );
 
 -- Parts of tables being copied.  A chunk goes pending -> copying -> done; a

@@ -18,6 +18,7 @@ cutover.retry_max_delay = '500ms'
 cutover.lease_time = '2s'
 cutover.copy_chunk_size = '1MB'
 cutover.copy_max_rate = '6MB'
+cutover.change_retention = 0
 cutover.queue_segment_size = '1MB'
 CONF
 

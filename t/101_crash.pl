@@ -17,6 +17,7 @@ my ($old, $new) = cutover_pair(
 		cutover.copy_jobs = 3
 		cutover.copy_chunk_size = 1
 		cutover.copy_max_rate = 3000
+		cutover.change_retention = 0
 		cutover.queue_segment_size = 1
 		CONF
 

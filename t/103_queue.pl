@@ -14,6 +14,7 @@ my ($old, $new) = cutover_pair(
 		max_wal_senders = 0
 		cutover.lease_time = 2
 		cutover.retry_max_delay = 300
+		cutover.change_retention = 0
 		cutover.queue_segment_size = 1
 		cutover.apply_memory = 1MB
 		cutover.spill_size = 64kB

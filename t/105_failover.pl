@@ -12,6 +12,7 @@ my $old = cutover_node('old', streaming => 1, conf => <<~'CONF');
 	cutover.retry_max_delay = 300
 	cutover.copy_jobs = 2
 	cutover.copy_chunk_size = 1
+	cutover.change_retention = 0
 	cutover.queue_segment_size = 1
 	wal_keep_size = '256MB'
 	CONF

@@ -207,6 +207,7 @@ my ($old, $new) = cutover_pair(
 		shared_preload_libraries = 'cutover'
 		cutover.apply_batch_rows = @{[ any(1, 7, 50, 1000) ]}
 		cutover.apply_memory = 1MB
+		cutover.change_retention = 0
 		cutover.queue_segment_size = 1MB
 		cutover.copy_chunk_size = 1MB
 		cutover.copy_jobs = 3
