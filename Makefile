@@ -74,6 +74,7 @@ OBJS = \
 	worker/rotate.o \
 	worker/session.o \
 	worker/shmem.o \
+	worker/switcher.o \
 	worker/truncate.o
 
 # the install script, in this order

@@ -38,6 +38,8 @@ PG_FUNCTION_INFO_V1(cutover_action);
 PG_FUNCTION_INFO_V1(cutover_actor);
 PG_FUNCTION_INFO_V1(cutover_lock_repair);
 PG_FUNCTION_INFO_V1(cutover_lock_target);
+PG_FUNCTION_INFO_V1(cutover_unlock_target);
+PG_FUNCTION_INFO_V1(cutover_refuse_in_transaction);
 
 /*
  * Bytes that the arguments take in the segment.
@@ -178,6 +180,22 @@ action_end_worker(int code, Datum arg)
 }
 
 /*
+ * Refuse where the action could be undone.
+ */
+static void
+action_refuse_in_transaction(const char *function)
+{
+	if (IsTransactionBlock() || IsSubTransaction())
+		ereport(ERROR,
+				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
+				 errmsg("%s cannot run inside a transaction block", function),
+				 errdetail("What it does is done by a worker at once: a rollback could not undo it."),
+				 errhint("Call it by itself, outside of BEGIN ... COMMIT and of blocks with EXCEPTION.")));
+	/* the same for pipelines; and whatever follows in one is another transaction */
+	PreventInTransactionBlock(true, function);
+}
+
+/*
  * Refuse where the action could be undone, or start it and wait for its end.
  */
 char *
@@ -197,14 +215,7 @@ cutover_action_run(const char *function, const char *sql, int nargs, const char 
 				 errmsg("cannot execute %s during recovery", function),
 				 errdetail("This server is a standby; no worker of ours runs here."),
 				 errhint("Call it on the primary.")));
-	if (IsTransactionBlock() || IsSubTransaction())
-		ereport(ERROR,
-				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
-				 errmsg("%s cannot run inside a transaction block", function),
-				 errdetail("What it does is done by a worker at once: a rollback could not undo it."),
-				 errhint("Call it by itself, outside of BEGIN ... COMMIT and of blocks with EXCEPTION.")));
-	/* the same for pipelines; and whatever follows in one is another transaction */
-	PreventInTransactionBlock(true, function);
+	action_refuse_in_transaction(function);
 
 	seg = action_make_segment(sql, nargs, args, &queue);
 	wargs.dsm = dsm_segment_handle(seg);
@@ -281,11 +292,10 @@ cutover_actor(PG_FUNCTION_ARGS)
 }
 
 /*
- * Take the session's lock on a target for one kind of work, without waiting.
- * It ends with the worker.
+ * The lock on a target for one kind of work.
  */
-static bool
-action_lock(int32 target_id, uint16 work)
+static LOCKTAG
+action_lock_tag(int32 target_id, uint16 work)
 {
 	LOCKTAG		tag;
 	Oid			relid = get_relname_relid("_target", get_namespace_oid("cutover", false));
@@ -293,6 +303,18 @@ action_lock(int32 target_id, uint16 work)
 	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, relid, target_id, work);
 	/* the server releases a session's locks of this kind, and no others, at its end */
 	tag.locktag_lockmethodid = USER_LOCKMETHOD;
+	return tag;
+}
+
+/*
+ * Take the session's lock on a target for one kind of work, without waiting.
+ * It ends with the worker.
+ */
+static bool
+action_lock(int32 target_id, uint16 work)
+{
+	LOCKTAG		tag = action_lock_tag(target_id, work);
+
 	return LockAcquire(&tag, ExclusiveLock, true, true) != LOCKACQUIRE_NOT_AVAIL;
 }
 
@@ -313,4 +335,26 @@ Datum
 cutover_lock_repair(PG_FUNCTION_ARGS)
 {
 	PG_RETURN_BOOL(action_lock(PG_GETARG_INT32(0), 1));
+}
+
+/*
+ * cutover._unlock_target(target_id int): take back one _lock_target() that succeeded
+ */
+Datum
+cutover_unlock_target(PG_FUNCTION_ARGS)
+{
+	LOCKTAG		tag = action_lock_tag(PG_GETARG_INT32(0), 0);
+
+	(void) LockRelease(&tag, ExclusiveLock, true);
+	PG_RETURN_VOID();
+}
+
+/*
+ * cutover._refuse_in_transaction(function text): 25001 where an action would
+ */
+Datum
+cutover_refuse_in_transaction(PG_FUNCTION_ARGS)
+{
+	action_refuse_in_transaction(text_to_cstring(PG_GETARG_TEXT_PP(0)));
+	PG_RETURN_VOID();
 }

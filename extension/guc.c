@@ -36,6 +36,7 @@ int			cutover_guc_read_timeout = 3000;
 int			cutover_guc_retry_max_delay = 10000;
 char	   *cutover_guc_route_key = NULL;
 int			cutover_guc_spill_size = 1024;
+char	   *cutover_guc_switch_stop_at = NULL;
 
 static const struct config_enum_entry capture_options[] = {
 	{"strict", CUTOVER_CAPTURE_STRICT, false},
@@ -193,5 +194,10 @@ cutover_guc_init(void)
 							NULL,
 							&cutover_guc_spill_size, 1024, 0, MAX_KILOBYTES,
 							PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
+	DefineCustomStringVariable("cutover.switch_stop_at",
+							   "Step at which a switch stops.",
+							   "For tests: it goes on when the setting changes.",
+							   &cutover_guc_switch_stop_at, "",
+							   PGC_SIGHUP, GUC_NOT_IN_SAMPLE, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("cutover");
 }

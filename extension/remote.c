@@ -19,6 +19,7 @@
 
 #include "compat.h"
 #include "endpoint.h"
+#include "remote.h"
 
 PG_FUNCTION_INFO_V1(cutover_remote);
 PG_FUNCTION_INFO_V1(cutover_remote_check);
@@ -34,32 +35,40 @@ static void remote_push_string(JsonbParseState **state, JsonbIteratorToken token
 Datum
 cutover_remote(PG_FUNCTION_ARGS)
 {
-	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	const char **values = NULL;
-	int			nargs = 0;
-	CutoverEndpoint *ep;
-	CutoverRows *rows;
-	char	   *sql;
-
 	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
 		ereport(ERROR,
 				errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				errmsg("server and sql must not be null"),
 				errdetail("Both are needed to run a statement on new."),
 				errhint("Give the name of a foreign server and a statement."));
+	cutover_remote_run(cutover_endpoint_in_xact(NameStr(*PG_GETARG_NAME(0))), fcinfo, 1);
+	return (Datum) 0;
+}
+
+/*
+ * Run the statement in an argument, with the parameters in the next one, and
+ * return its rows as the function's set.
+ */
+void
+cutover_remote_run(CutoverEndpoint *ep, FunctionCallInfo fcinfo, int sqlarg)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	char	   *sql = text_to_cstring(PG_GETARG_TEXT_PP(sqlarg));
+	const char **values = NULL;
+	int			nargs = 0;
+	CutoverRows *rows;
+
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
-	if (!PG_ARGISNULL(2))
+	if (!PG_ARGISNULL(sqlarg + 1))
 	{
 		Datum	   *elems;
 		bool	   *nulls;
 
-		deconstruct_array(PG_GETARG_ARRAYTYPE_P(2), TEXTOID, -1, false, TYPALIGN_INT, &elems, &nulls, &nargs);
+		deconstruct_array(PG_GETARG_ARRAYTYPE_P(sqlarg + 1), TEXTOID, -1, false, TYPALIGN_INT, &elems, &nulls, &nargs);
 		values = palloc(sizeof(char *) * Max(nargs, 1));
 		for (int i = 0; i < nargs; i++)
 			values[i] = nulls[i] ? NULL : TextDatumGetCString(elems[i]);
 	}
-	sql = text_to_cstring(PG_GETARG_TEXT_PP(1));
-	ep = cutover_endpoint_in_xact(NameStr(*PG_GETARG_NAME(0)));
 	rows = nargs > 0 ? cutover_endpoint_exec_params(ep, sql, nargs, values) : cutover_endpoint_exec(ep, sql);
 	for (int i = 0; i < rows->nrows; i++)
 	{
@@ -68,7 +77,6 @@ cutover_remote(PG_FUNCTION_ARGS)
 
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, &value, &isnull);
 	}
-	return (Datum) 0;
 }
 
 /*

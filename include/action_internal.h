@@ -28,4 +28,7 @@ typedef struct CutoverActionFixed
 extern Oid	cutover_action_caller;
 extern const char *cutover_action_caller_name;
 
+/* In an action's worker: the statement to run should the action fail (switcher.c); NULL = none. */
+extern char *cutover_action_on_error;
+
 #endif							/* CUTOVER_ACTION_INTERNAL_H */

@@ -47,6 +47,7 @@ typedef struct ActionReceiver
 
 Oid			cutover_action_caller = InvalidOid;
 const char *cutover_action_caller_name = NULL;
+char	   *cutover_action_on_error = NULL;
 
 static bool
 action_receive(TupleTableSlot *slot, DestReceiver *self)
@@ -188,6 +189,64 @@ action_execute(const char *sql, int nargs, const char *args, MemoryContext conte
 }
 
 /*
+ * The action failed: put right what it has asked to be put right, then raise
+ * its error.  What fails here is logged, and for others to mend.
+ */
+static void
+action_clean_up(MemoryContext context)
+{
+	ErrorData  *error;
+	const char *sql = cutover_action_on_error;
+
+	MemoryContextSwitchTo(context);
+	error = CopyErrorData();
+	FlushErrorState();
+	AbortCurrentTransaction();
+	cutover_action_on_error = NULL;
+	PG_TRY();
+	{
+		(void) action_execute(sql, 0, NULL, context);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *another;
+
+		MemoryContextSwitchTo(context);
+		another = CopyErrorData();
+		FlushErrorState();
+		AbortCurrentTransaction();
+		ereport(LOG,
+				(errcode(another->sqlerrcode),
+				 errmsg("could not clean up after a failed action: %s", another->message)));
+	}
+	PG_END_TRY();
+	ReThrowError(error);
+}
+
+/*
+ * Run it all.
+ */
+static char *
+action_run(shm_toc *toc, const CutoverActionFixed *fixed, MemoryContext context)
+{
+	char	   *volatile result = NULL;
+
+	PG_TRY();
+	{
+		result = action_execute(shm_toc_lookup(toc, CUTOVER_ACTION_KEY_SQL, false), fixed->nargs,
+								shm_toc_lookup(toc, CUTOVER_ACTION_KEY_ARGS, false), context);
+	}
+	PG_CATCH();
+	{
+		if (cutover_action_on_error != NULL)
+			action_clean_up(context);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	return result;
+}
+
+/*
  * Hand the result to the caller.
  */
 static void
@@ -235,8 +294,7 @@ cutover_action_main(Datum arg)
 	cutover_action_caller = fixed->caller;
 	cutover_action_caller_name = pstrdup(NameStr(fixed->caller_name));
 
-	result = action_execute(shm_toc_lookup(toc, CUTOVER_ACTION_KEY_SQL, false), fixed->nargs,
-							shm_toc_lookup(toc, CUTOVER_ACTION_KEY_ARGS, false), context);
+	result = action_run(toc, fixed, context);
 	action_send_result(result);
 	proc_exit(0);
 }
