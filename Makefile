@@ -94,6 +94,13 @@ SQL_PARTS = \
 	extension/preflight.sql \
 	extension/preflight_tables.sql \
 	extension/mode.sql \
+	extension/sequences.sql \
+	extension/read_only.sql \
+	extension/switch_checks.sql \
+	extension/reverse_stub.sql \
+	extension/switch.sql \
+	extension/switch_run.sql \
+	extension/switch_foresee.sql \
 	extension/compare_schema.sql \
 	extension/compare.sql \
 	extension/compare_repair.sql \

@@ -14,6 +14,14 @@ LANGUAGE c STABLE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cutover_actor';
 CREATE FUNCTION cutover._lock_target(target_id int) RETURNS boolean
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cutover_lock_target';
 
+-- Takes it back before that.
+CREATE FUNCTION cutover._unlock_target(target_id int) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cutover_unlock_target';
+
+-- Refuses in a transaction block, as an action does.
+CREATE FUNCTION cutover._refuse_in_transaction(function text) RETURNS void
+LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cutover_refuse_in_transaction';
+
 -- In an action: statements with the rights of its caller.
 CREATE FUNCTION cutover._as_caller(sql text, search_path text) RETURNS void
 LANGUAGE c VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cutover_as_caller';

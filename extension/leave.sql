@@ -40,15 +40,17 @@ DECLARE
 	v_target cutover._target := cutover._begin_action(target_id, true);
 	v_failed oid;
 	v_blockers text;
-	v_done boolean;
 BEGIN
-	IF v_target.mode <> 'old_only' THEN
-		RAISE EXCEPTION 'target "%" is in mode %', v_target.target, v_target.mode USING ERRCODE = '55000',
-			DETAIL = 'Old alone would not have what new was given.',
-			HINT = 'Go back with cutover_set_mode(''old_only'') first.';
-	ELSIF v_target.desired = 'finished' THEN
+	IF v_target.desired = 'finished' THEN
 		RAISE EXCEPTION 'target "%" is finished', v_target.target USING ERRCODE = '55000',
-			DETAIL = 'New is the only one now.', HINT = 'Forget it with cutover_drop_target().';
+			DETAIL = 'New is the only one now.',
+			HINT = 'Old''s tables go on refusing writes; DROP EXTENSION cutover CASCADE ends that.';
+	ELSIF v_target.mode = 'new_only' THEN
+		RAISE EXCEPTION 'target "%" is in mode %', v_target.target, v_target.mode USING ERRCODE = '55000',
+			DETAIL = 'New is master: old alone would not have what new was given meanwhile.',
+			HINT = 'Go back with cutover_set_mode(''old_only'') and cancel then, or complete the migration with cutover_finish().';
+	ELSIF v_target.mode <> 'old_only' THEN
+		PERFORM cutover._record_mode(target_id, 'old_only', v_target.epoch + 1, interval '0', 0, '{}');
 	END IF;
 	UPDATE cutover._target t SET desired = 'idle' WHERE t.target_id = _do_cancel.target_id;
 	COMMIT;
@@ -76,20 +78,72 @@ $$;
 COMMENT ON FUNCTION @extschema@.cutover_cancel(name) IS
 'Run: gives the migration up; our objects on both sides go, what was taken off new comes back, rows copied stay there';
 
-CREATE FUNCTION @extschema@.cutover_finish(target name DEFAULT NULL) RETURNS void
-LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+-- What a finished target does not need: all but the refusal of writes.
+CREATE FUNCTION cutover._forget_path(target_id int) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp SET client_min_messages = warning AS $$
 DECLARE
-	v_target cutover._target;
+	v_server name := (SELECT t.server FROM cutover._target t WHERE t.target_id = _forget_path.target_id);
 BEGIN
-	SELECT * INTO v_target FROM cutover._target t WHERE t.target_id = cutover._target_id(cutover_finish.target);
-	IF v_target.mode <> 'new_only' THEN
+	PERFORM cutover._drop_queue(target_id, true);
+	DELETE FROM cutover._layout l WHERE l.table_id IN (SELECT t.table_id FROM cutover._table t WHERE t.target_id = _forget_path.target_id);
+	DELETE FROM cutover._apply_error e WHERE e.target_id = _forget_path.target_id;
+	DELETE FROM cutover._dual_write_failure f WHERE f.target_id = _forget_path.target_id;
+	DELETE FROM cutover._marker m WHERE m.target_id = _forget_path.target_id;
+	DELETE FROM cutover._rotation r WHERE r.target_id = _forget_path.target_id;
+	DELETE FROM cutover._pooler p WHERE p.target_id = _forget_path.target_id;
+	DELETE FROM cutover._chunk c USING cutover._table t WHERE t.target_id = _forget_path.target_id AND t.table_id = c.table_id;
+	-- the refusal says where new is
+	UPDATE cutover._target t SET new_address = (SELECT string_agg(o.option_name || '=' || o.option_value, ' ' ORDER BY o.option_name)
+			FROM pg_foreign_server f, pg_options_to_table(f.srvoptions) o
+			WHERE f.srvname = v_server AND o.option_name IN ('host', 'hostaddr', 'port', 'dbname', 'service'))
+		WHERE t.target_id = _forget_path.target_id AND t.new_address IS NULL;
+	IF EXISTS (SELECT FROM pg_foreign_server f WHERE f.srvname = v_server) THEN
+		EXECUTE format('ALTER EXTENSION cutover DROP SERVER %I', v_server);
+		EXECUTE format('DROP SERVER %I CASCADE', v_server);
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION cutover._forget_path(int) IS 'removes queue and address of a target that is finished';
+
+CREATE PROCEDURE cutover._do_finish(target_id int)
+LANGUAGE plpgsql AS $$
+DECLARE
+	v_target cutover._target := cutover._begin_action(target_id);
+	v_failed oid;
+	v_blockers text;
+BEGIN
+	IF v_target.desired = 'finished' AND NOT EXISTS (SELECT FROM pg_foreign_server f WHERE f.srvname = v_target.server) THEN
+		RAISE EXCEPTION 'target "%" is finished already', v_target.target USING ERRCODE = '55000',
+			DETAIL = 'New is the only one now.', HINT = 'There is nothing left to do; DROP EXTENSION cutover CASCADE lets old''s tables be written to.';
+	ELSIF v_target.mode <> 'new_only' THEN
 		RAISE EXCEPTION 'target "%" cannot be finished in mode %', v_target.target, v_target.mode USING ERRCODE = '55000',
 			DETAIL = 'Old still accepts writes.',
 			HINT = 'Switch with cutover_set_mode(''new_only'') first, or give the migration up with cutover_cancel().';
 	END IF;
-	RAISE EXCEPTION 'cutover_finish is not supported yet' USING ERRCODE = '0A000',
-		DETAIL = format('Target "%s" is in mode new_only.', v_target.target),
-		HINT = 'Use a later version.';
+	-- from here on there is no way back; whatever breaks off is done by calling again
+	UPDATE cutover._target t SET desired = 'finished' WHERE t.target_id = _do_finish.target_id;
+	COMMIT;
+	CALL cutover._await_stop(target_id);
+	CALL cutover._capture_all(target_id, false, v_failed, v_blockers);
+	IF v_failed IS NOT NULL THEN
+		RAISE EXCEPTION 'could not lock table % to take capture off', v_failed::regclass USING ERRCODE = '55P03',
+			DETAIL = coalesce('It is in use by ' || v_blockers || '.', 'It was in use at every attempt.'),
+			HINT = 'End these transactions and call cutover_finish() again: it goes on from here.';
+	END IF;
+	PERFORM cutover._remove_reverse(target_id);
+	COMMIT;
+	PERFORM cutover._drop_new_side(target_id);
+	PERFORM cutover._forget_path(target_id);
+	PERFORM cutover._log_event('finish', jsonb_build_object('epoch', v_target.epoch), target_id);
+	COMMIT;
+	PERFORM cutover._forget_target(target_id);
+END
+$$;
+
+CREATE FUNCTION @extschema@.cutover_finish(target name DEFAULT NULL) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	PERFORM cutover._action('cutover_finish', 'CALL cutover._do_finish($1::int)', ARRAY[cutover._target_id(target)::text]);
 END
 $$;
 COMMENT ON FUNCTION @extschema@.cutover_finish(name) IS

@@ -1,5 +1,4 @@
--- mode.sql: where writes go.  Every target is in old_only as long as the
--- switch is not built.
+-- mode.sql: where writes go.  The switch itself is in switch.sql and switch_run.sql.
 
 CREATE FUNCTION cutover._raise_unsupported(function_name text, hint text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -40,51 +39,6 @@ $$;
 COMMENT ON FUNCTION @extschema@.cutover_mode(name)
 	IS 'step 4, switch: the write mode of a target: old_only, dual_write or new_only';
 
--- Refuses a mode that needs new to be complete.
-CREATE FUNCTION cutover._check_synced(target_id int) RETURNS void
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-	v_target cutover._target;
-	v_list text;
-BEGIN
-	SELECT t.* INTO STRICT v_target FROM cutover._target t WHERE t.target_id = _check_synced.target_id;
-	SELECT string_agg(format('%s is %s', b.old_table::regclass, b.phase), ', ' ORDER BY b.table_id) INTO v_list
-	FROM cutover._table b WHERE b.target_id = _check_synced.target_id AND b.phase <> 'synced';
-	IF v_target.desired <> 'running' OR v_list IS NOT NULL OR NOT EXISTS (
-		SELECT FROM cutover._table b WHERE b.target_id = _check_synced.target_id) THEN
-		RAISE EXCEPTION 'target "%" is not synced', v_target.target USING ERRCODE = '55000',
-			DETAIL = coalesce(v_list || '.', format('It is %s.', v_target.desired)),
-			HINT = 'Wait until every table of cutover.progress is synced; cutover.status says what keeps it.';
-	END IF;
-END
-$$;
-COMMENT ON FUNCTION cutover._check_synced(int) IS 'refuses a target whose new is not complete';
-
--- Moves a target between old_only and dual_write.  Old stays master, so nobody
--- is kept waiting: transactions learn of it by cache invalidation.
-CREATE FUNCTION cutover._do_set_mode(target_id int, mode text) RETURNS bigint
-LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-	v_target cutover._target := cutover._begin_action(target_id);
-BEGIN
-	IF mode <> 'old_only' THEN
-		PERFORM cutover._check_synced(target_id);
-	END IF;
-	IF v_target.mode = mode THEN
-		RETURN v_target.epoch;
-	END IF;
-	UPDATE cutover._target t SET mode = _do_set_mode.mode, epoch = t.epoch + 1
-	WHERE t.target_id = _do_set_mode.target_id;
-	INSERT INTO cutover._mode_change (target_id, target, from_mode, to_mode, epoch, pause, drained_changes)
-	VALUES (target_id, v_target.target, v_target.mode, mode, v_target.epoch + 1, interval '0', 0);
-	PERFORM cutover._log_event('set_mode', jsonb_build_object('from_mode', v_target.mode, 'to_mode', mode,
-		'epoch', v_target.epoch + 1), target_id);
-	PERFORM cutover._wake_replicator(target_id);
-	RETURN v_target.epoch + 1;
-END
-$$;
-COMMENT ON FUNCTION cutover._do_set_mode(int, text) IS 'changes the mode of a target of which old is and stays master';
-
 CREATE FUNCTION @extschema@.cutover_set_mode(
 	mode text,
 	timeout interval DEFAULT '10 s',
@@ -97,7 +51,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	t cutover._target;
 	argument record;
-	v_epoch text;
+	v_result jsonb;
 BEGIN
 	FOR argument IN
 		SELECT * FROM (VALUES
@@ -119,18 +73,23 @@ BEGIN
 		END IF;
 	END LOOP;
 
-	SELECT x.* INTO STRICT t FROM cutover._target x WHERE x.target_id = cutover._target_id(cutover_set_mode.target);
-	IF t.mode = cutover_set_mode.mode THEN
-		-- already there: nothing paused, nothing drained, no new epoch
-		RETURN ROW(t.target, t.mode, t.mode, t.epoch, interval '0', 0::bigint, clock_timestamp())::cutover.mode_change;
-	ELSIF cutover_set_mode.mode = 'new_only' THEN
-		PERFORM cutover._raise_unsupported('cutover_set_mode(''new_only'')',
-			'Target stays in mode ' || t.mode || ': old decides, and new follows.');
+	PERFORM cutover._not_null('timeout', timeout IS NULL);
+	PERFORM cutover._not_null('force', force IS NULL);
+	IF timeout < interval '0' OR timeout > interval '10 years' THEN
+		RAISE EXCEPTION 'timeout % is out of range', timeout USING ERRCODE = '22023',
+			DETAIL = 'It says how long to wait at most for transactions that write.', HINT = 'Give an interval such as ''10 s''.';
+	ELSIF old_writes = 'forward' THEN
+		PERFORM cutover._raise_unsupported('cutover_set_mode(old_writes => ''forward'')', 'Use old_writes => ''reject''.');
 	END IF;
-	v_epoch := cutover._action('cutover_set_mode', 'SELECT cutover._do_set_mode($1::int, $2)',
-		ARRAY[t.target_id::text, cutover_set_mode.mode]);
+
+	SELECT x.* INTO STRICT t FROM cutover._target x WHERE x.target_id = cutover._target_id(cutover_set_mode.target);
+	PERFORM cutover._refuse_in_transaction('cutover_set_mode');
+	v_result := cutover._action('cutover_set_mode', 'CALL cutover._do_set_mode($1::int, $2, $3::jsonb)',
+		ARRAY[t.target_id::text, cutover_set_mode.mode, jsonb_build_object('timeout', timeout, 'force', force, 'blockers', blockers,
+			'old_writes', old_writes, 'old_sessions', old_sessions)::text])::jsonb;
 	-- the statement's snapshot is older than what the worker has done
-	RETURN ROW(t.target, t.mode, cutover_set_mode.mode, v_epoch::bigint, interval '0', 0::bigint, clock_timestamp())::cutover.mode_change;
+	RETURN ROW((v_result->>'target')::name, v_result->>'from_mode', v_result->>'to_mode', (v_result->>'epoch')::bigint,
+		(v_result->>'pause')::interval, (v_result->>'drained_changes')::bigint, (v_result->>'changed_at')::timestamptz)::cutover.mode_change;
 END
 $$;
 COMMENT ON FUNCTION @extschema@.cutover_set_mode(text, interval, boolean, text, text, text, name)
@@ -138,7 +97,7 @@ COMMENT ON FUNCTION @extschema@.cutover_set_mode(text, interval, boolean, text, 
 
 CREATE FUNCTION @extschema@.cutover_check_mode(mode text, target name DEFAULT NULL)
 RETURNS TABLE (level text, check_name text, object text, message text, hint text)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	t cutover._target;
 BEGIN
@@ -148,29 +107,11 @@ BEGIN
 			DETAIL = 'There is no such mode.', HINT = 'Use one of: old_only, dual_write, new_only.';
 	END IF;
 	SELECT x.* INTO STRICT t FROM cutover._target x WHERE x.target_id = cutover._target_id(cutover_check_mode.target);
-	IF mode = 'new_only' THEN
-		RETURN QUERY SELECT 'error', 'mode', t.target::text, 'the switch to new is not supported yet',
-			'Old stays master; old_only and dual_write are to be had.';
-	ELSIF t.mode = mode THEN
+	IF t.mode = mode THEN
 		RETURN QUERY SELECT 'ok', 'mode', t.target::text, format('the mode is %s already', mode), NULL::text;
+		RETURN;
 	END IF;
-	IF mode <> 'old_only' THEN
-		IF t.desired <> 'running' THEN
-			RETURN QUERY SELECT 'error', 'state', t.target::text, format('the target is %s', t.desired),
-				CASE t.desired WHEN 'paused' THEN 'cutover_resume()' ELSE 'cutover_start()' END;
-		END IF;
-		RETURN QUERY SELECT 'error', 'phase', b.old_table::regclass::text, format('the table is %s', b.phase),
-			'Wait until it is synced, see cutover.progress.'
-			FROM cutover._table b WHERE b.target_id = t.target_id AND b.phase <> 'synced';
-		RETURN QUERY SELECT 'warning', 'lag', t.target::text, format('new is %s behind', s.lag),
-			'Commits wait until new has caught up, each at most cutover.dual_write_timeout.'
-			FROM cutover.status s WHERE s.target = t.target AND s.lag > interval '1 s';
-		RETURN QUERY SELECT 'warning', 'apply_errors', t.target::text, format('%s rows are rejected by new', count(*)),
-			'See cutover.apply_error, then cutover_retry_errors() or cutover_skip_errors().'
-			FROM cutover._apply_error e WHERE e.target_id = t.target_id HAVING count(*) > 0;
-	END IF;
-	RETURN QUERY SELECT 'ok', 'pause', t.target::text, 'nobody waits for this change of mode', NULL::text
-		WHERE mode <> 'new_only';
+	RETURN QUERY SELECT * FROM cutover._foresee_mode(t.target_id, mode);
 END
 $$;
 COMMENT ON FUNCTION @extschema@.cutover_check_mode(text, name)
@@ -197,7 +138,13 @@ COMMENT ON FUNCTION @extschema@.cutover_set_write_ratio(numeric, name)
 CREATE FUNCTION @extschema@.cutover_resolve_switch(master text, target name DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-	PERFORM cutover._raise_unsupported('cutover_resolve_switch', 'No switch can be in doubt: the mode is old_only.');
+	PERFORM cutover._not_null('master', master IS NULL);
+	IF master NOT IN ('old', 'new') THEN
+		RAISE EXCEPTION 'invalid value for argument "master": "%"', master USING ERRCODE = '22023',
+			DETAIL = 'It says which side is master; the other one must be shut down.', HINT = 'Use one of: old, new.';
+	END IF;
+	PERFORM cutover._action('cutover_resolve_switch', 'CALL cutover._do_resolve_switch($1::int, $2)',
+		ARRAY[cutover._target_id(target)::text, master]);
 END
 $$;
 COMMENT ON FUNCTION @extschema@.cutover_resolve_switch(text, name)

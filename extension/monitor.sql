@@ -194,6 +194,9 @@ SELECT s.target, s.state, s.mode, s.epoch, s.write_ratio, s.read_ratio, s.shadow
 		WHEN s.state = 'idle' THEN 'cutover_start(' || r.argument || ')'
 		WHEN s.state = 'paused' THEN 'cutover_resume(' || r.argument || ')'
 		ELSE nullif(concat_ws('; ',
+			CASE s.switch_state
+				WHEN 'preparing' THEN format('a switch to %s is under way', s.switch_to)
+				WHEN 'in_doubt' THEN format('a switch to %s is in doubt: new is asked whether it was made; if new is lost for good, see cutover_resolve_switch()', s.switch_to) END,
 			CASE WHEN s.state = 'rewound' THEN
 				'cutover_resync() of every table: new holds changes that old has lost' END,
 			CASE WHEN s.pid IS NULL THEN

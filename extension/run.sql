@@ -28,7 +28,7 @@ CREATE FUNCTION cutover._remote_long(server name, sql text, VARIADIC args text[]
 LANGUAGE c VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'cutover_remote_long';
 
 -- First step of every action: nobody else acts on this target.
-CREATE FUNCTION cutover._begin_action(target_id int, copies_too boolean DEFAULT false) RETURNS cutover._target
+CREATE FUNCTION cutover._begin_action(target_id int, copies_too boolean DEFAULT false, resolve boolean DEFAULT true) RETURNS cutover._target
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	v_target cutover._target;
@@ -47,6 +47,9 @@ BEGIN
 		RAISE EXCEPTION 'this server is a copy of the one that target "%" belongs to', v_target.target USING ERRCODE = '55000',
 			DETAIL = 'Two servers must not work on one new database.',
 			HINT = 'If it is the real one now, call cutover_adopt(); if not, run DROP EXTENSION cutover CASCADE here.';
+	ELSIF resolve AND v_target.switch_state IS NOT NULL THEN
+		-- who drove it is gone, since we have the lock
+		v_target := cutover._end_switch(target_id);
 	END IF;
 	RETURN v_target;
 END
@@ -263,6 +266,7 @@ BEGIN
 	PERFORM cutover._remote(v_target.server, 'INSERT INTO cutover.progress (direction, k, snapshot, applied_at)
 		VALUES (''forward'', 0, $1, pg_catalog.now())', v_s0::text);
 	UPDATE cutover._target t SET desired = 'running', rewound = false WHERE t.target_id = _do_start.target_id;
+	PERFORM cutover._set_new_read_only(target_id);
 	PERFORM cutover._log_event('start', jsonb_build_object('copy', copy), target_id);
 	COMMIT;
 

@@ -46,6 +46,9 @@ CREATE TABLE cutover._target (
 	switch_to text CHECK (switch_to IN ('old_only', 'dual_write', 'new_only')),
 	switch_epoch bigint,						-- that new will record
 	switch_options jsonb,						-- what the caller asked for, to go on after a crash
+	old_read_only boolean NOT NULL DEFAULT false,	-- we have made new sessions of this database read-only
+	operator_epoch bigint,						-- of a switch that an operator has decided: new is told
+	new_address text,							-- where new is, once the connection is gone
 	write_ratio numeric NOT NULL DEFAULT 100,
 	read_ratio numeric NOT NULL DEFAULT 0,
 	shadow_ratio numeric NOT NULL DEFAULT 0,

@@ -110,7 +110,7 @@ $$;
 COMMENT ON FUNCTION cutover._objections(int, text) IS 'what refuses a change of the write mode';
 
 -- Raises what objects.
-CREATE FUNCTION cutover._check_objections(target_id int, mode text, force boolean) RETURNS void
+CREATE FUNCTION cutover._check_objections(target_id int, mode text, force boolean, but_for text DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	v_list text;
@@ -119,7 +119,7 @@ DECLARE
 BEGIN
 	SELECT string_agg(format('%s: %s', o.object, o.message), E'\n'), string_agg(DISTINCT o.hint, ' '), bool_and(o.forcible)
 		INTO v_list, v_hints, v_forcible
-		FROM cutover._objections(target_id, mode) o WHERE NOT (force AND o.forcible);
+		FROM cutover._objections(target_id, mode) o WHERE NOT (force AND o.forcible) AND o.check_name IS DISTINCT FROM but_for;
 	IF v_list IS NOT NULL THEN
 		RAISE EXCEPTION 'target "%" cannot go into mode %',
 			(SELECT t.target FROM cutover._target t WHERE t.target_id = _check_objections.target_id), mode USING ERRCODE = '55000',
@@ -128,7 +128,7 @@ BEGIN
 	END IF;
 END
 $$;
-COMMENT ON FUNCTION cutover._check_objections(int, text, boolean) IS 'refuses a change of the write mode for whatever objects to it';
+COMMENT ON FUNCTION cutover._check_objections(int, text, boolean, text) IS 'refuses a change of the write mode for whatever objects to it';
 
 -- A blocker, in words.
 CREATE FUNCTION cutover._blocker_text(pid int, usename name, application_name text, age interval, query text, gid text) RETURNS text

@@ -68,13 +68,14 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION cutover._drop_queue(target_id int) RETURNS void
+-- The fence outlives the rest where writes go on being refused.
+CREATE FUNCTION cutover._drop_queue(target_id int, keep_fence boolean DEFAULT false) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp SET client_min_messages = warning AS $$
 DECLARE
 	v_table text;
 BEGIN
 	FOREACH v_table IN ARRAY ARRAY(SELECT format('cutover._queue_%s_%s', target_id, i) FROM generate_series(0, 2) i)
-		|| format('cutover._fence_%s', target_id)
+		|| CASE WHEN keep_fence THEN '{}' ELSE ARRAY[format('cutover._fence_%s', target_id)] END
 	LOOP
 		CONTINUE WHEN to_regclass(v_table) IS NULL;
 		EXECUTE format('ALTER EXTENSION cutover DROP TABLE %s', v_table);
@@ -357,6 +358,10 @@ BEGIN
 			RAISE WARNING '"%" of % could not be brought back on new', v_failed->>'name', v_failed->>'relation'
 				USING DETAIL = v_failed->>'message', HINT = format('Mend the rows and run on new: %s', v_failed->>'definition');
 		END LOOP;
+		IF (SELECT r->>'there' FROM cutover._remote(v_target.server,
+			'SELECT pg_catalog.to_regprocedure(''cutover.set_read_only(boolean)'') IS NOT NULL AS there') r)::boolean THEN
+			PERFORM cutover._remote(v_target.server, 'SELECT cutover.set_read_only(false)');
+		END IF;
 		PERFORM cutover._remote(v_target.server, 'DROP SCHEMA cutover CASCADE');
 	EXCEPTION WHEN sqlclient_unable_to_establish_sqlconnection OR connection_failure OR connection_exception THEN
 		RAISE WARNING 'new cannot be reached: schema "cutover" stays there' USING
@@ -398,11 +403,13 @@ BEGIN
 		RAISE EXCEPTION 'target "%" is in use', name USING ERRCODE = '55006',
 			DETAIL = 'Its tables are under migration: changes of them are captured.',
 			HINT = 'Give the migration up with cutover_cancel(), or complete it with cutover_finish().';
+	ELSIF v_target.desired = 'finished' THEN
+		RAISE EXCEPTION 'target "%" is finished', name USING ERRCODE = '55000',
+			DETAIL = 'Its row is what makes old''s tables refuse writes.',
+			HINT = 'When old is not needed any more, DROP EXTENSION cutover CASCADE takes everything away.';
 	END IF;
 	PERFORM cutover._log_event('drop_target', '{}', v_target.target_id);
-	IF v_target.desired <> 'finished' THEN
-		PERFORM cutover._drop_new_side(v_target.target_id);
-	END IF;
+	PERFORM cutover._drop_new_side(v_target.target_id);
 	PERFORM cutover._forget_target_rows(v_target.target_id);
 END
 $$;

@@ -189,23 +189,25 @@ action_execute(const char *sql, int nargs, const char *args, MemoryContext conte
 }
 
 /*
- * The action failed: put right what it has asked to be put right, then raise
- * its error.  What fails here is logged, and for others to mend.
+ * The action failed: put right what it has asked to be put right (the message
+ * of its error is the statement's parameter), then raise the error.  What fails here is logged, and for others to mend.
  */
 static void
 action_clean_up(MemoryContext context)
 {
 	ErrorData  *error;
 	const char *sql = cutover_action_on_error;
+	char	   *arg;
 
 	MemoryContextSwitchTo(context);
 	error = CopyErrorData();
+	arg = psprintf("\001%s", error->message);
 	FlushErrorState();
 	AbortCurrentTransaction();
 	cutover_action_on_error = NULL;
 	PG_TRY();
 	{
-		(void) action_execute(sql, 0, NULL, context);
+		(void) action_execute(sql, 1, arg, context);
 	}
 	PG_CATCH();
 	{

@@ -129,7 +129,7 @@ replicator_read_target(Replicator *r)
 	/* the extension may be gone altogether */
 	if (SPI_execute("SELECT 1 WHERE pg_catalog.to_regclass('cutover._target') IS NOT NULL", true, 1) == SPI_OK_SELECT &&
 		SPI_processed == 1 &&
-		SPI_execute_with_args("SELECT target, server, migration_id::text, system_identifier, mode = 'dual_write'"
+		SPI_execute_with_args("SELECT target, server, migration_id::text, system_identifier, mode = 'dual_write', switch_state"
 							  " FROM cutover._target"
 							  " WHERE target_id = $1 AND desired = 'running'",
 							  1, types, args, NULL, true, 1) == SPI_OK_SELECT && SPI_processed == 1)
@@ -140,6 +140,8 @@ replicator_read_target(Replicator *r)
 
 		running = true;
 		r->dual = DatumGetBool(SPI_getbinval(tup, desc, 5, &isnull));
+		(void) SPI_getbinval(tup, desc, 6, &isnull);
+		r->switching = !isnull;
 		if (r->session.target == NULL)
 		{
 			r->session.target_id = r->target_id;
@@ -439,6 +441,25 @@ replicator_set_durability(Replicator *r)
 }
 
 /*
+ * A switch is under way: if nobody drives it any more, bring it to its end.
+ */
+static void
+replicator_resolve_switch(Replicator *r)
+{
+	Oid			types[1] = {INT4OID};
+	Datum		args[1] = {Int32GetDatum(r->target_id)};
+
+	if (!r->switching)
+		return;
+	cutover_replicator_begin();
+	SPI_connect();
+	SPI_execute_with_args("SELECT cutover._resolve_idle($1)", 1, types, args, NULL, false, 0);
+	SPI_finish();
+	cutover_replicator_end();
+	r->switching = false;		/* until the target is read again */
+}
+
+/*
  * One turn of the loop; returns how long to wait, in milliseconds.
  */
 static int
@@ -447,6 +468,7 @@ replicator_turn(Replicator *r)
 	if (!replicator_connect(r))
 		return IDLE_MS;
 	cutover_session_renew(&r->session);
+	replicator_resolve_switch(r);
 	replicator_set_durability(r);
 	if (cutover_copier_tick(r->target_id, r->session.ep))
 		cutover_mapping_set_stale();

@@ -21,6 +21,7 @@ typedef struct Replicator
 	int			attempts;		/* failures in a row */
 	uint64		replay_lsn;		/* replay until the window is past this position */
 	bool		dual;			/* mode is dual_write */
+	bool		switching;		/* a switch is under way, or was left so */
 	bool		durable;		/* commits on new are flushed, since sessions wait for them */
 	bool		open_failures;	/* of dual writes */
 	bool		replay_window;	/* ... or at its end */

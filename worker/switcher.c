@@ -29,6 +29,7 @@ PG_FUNCTION_INFO_V1(cutover_new_exec);
 PG_FUNCTION_INFO_V1(cutover_new_close);
 PG_FUNCTION_INFO_V1(cutover_on_error);
 PG_FUNCTION_INFO_V1(cutover_switch_step);
+PG_FUNCTION_INFO_V1(cutover_applied_changes);
 
 #define STOP_POLL_MS 50
 
@@ -64,7 +65,21 @@ cutover_new_exec(PG_FUNCTION_ARGS)
 				 errmsg("the connection to new is closed"),
 				 errdetail("It was lost or given up earlier in this action."),
 				 errhint("See the server log, then try again.")));
-	cutover_remote_run(switcher_new, fcinfo, 0);
+	PG_TRY();
+	{
+		cutover_remote_run(switcher_new, fcinfo, 0);
+	}
+	PG_CATCH();
+	{
+		/* whatever was begun there is rolled back */
+		if (!cutover_endpoint_reset(switcher_new))
+		{
+			cutover_endpoint_close(switcher_new);
+			switcher_new = NULL;
+		}
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
 	return (Datum) 0;
 }
 
@@ -130,4 +145,20 @@ cutover_switch_step(PG_FUNCTION_ARGS)
 		}
 	}
 	PG_RETURN_VOID();
+}
+
+/*
+ * cutover._applied_changes(target_id int): what the replicator says it has
+ * written since the server started.
+ */
+Datum
+cutover_applied_changes(PG_FUNCTION_ARGS)
+{
+	CutoverSlot *slot = cutover_shmem_slot(PG_GETARG_INT32(0), false);
+	CutoverStats stats;
+
+	if (slot == NULL)
+		PG_RETURN_INT64(0);
+	cutover_shmem_get_stats(slot, &stats);
+	PG_RETURN_INT64((int64) stats.applied_changes);
 }
