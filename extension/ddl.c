@@ -151,11 +151,13 @@ ddl_visit_target(Relation rel, HeapTuple tuple, void *arg)
  * to load it could not even begin.
  */
 static void
-ddl_disable_router(void)
+ddl_reset_database(void)
 {
 	SPI_connect();
 	if (SPI_execute("SELECT cutover._disable_router(target_id) FROM cutover._router", false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "could not disable the router");
+	if (SPI_execute("SELECT cutover._set_old_read_only(target_id, false) FROM cutover._target WHERE old_read_only", false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not make the database writable");
 	SPI_finish();
 }
 
@@ -181,7 +183,7 @@ ddl_refuse_drop_extension(DropStmt *stmt)
 					 errmsg("extension \"cutover\" is in use and can't be dropped"),
 					 errdetail("A migration is under way to target %s.", names.data),
 					 errhint("End it with cutover_cancel() or cutover_finish() first.")));
-		ddl_disable_router();
+		ddl_reset_database();
 	}
 }
 

@@ -260,11 +260,11 @@ LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	v_list text;
 BEGIN
-	SELECT string_agg(cutover._blocker_text(w.pid, w.usename, w.application_name, w.age, w.query, w.gid), E'\n' ORDER BY w.age DESC) INTO v_list
+	SELECT string_agg(cutover._blocker_text(w.pid, w.usename, w.application_name, w.age, w.query, w.gid), '; ' ORDER BY w.age DESC) INTO v_list
 	FROM cutover._writers(target_id, master) w;
 	RAISE EXCEPTION 'gave up waiting to switch target "%"',
 		(SELECT t.target FROM cutover._target t WHERE t.target_id = _raise_blocked.target_id) USING ERRCODE = '55P03',
-		DETAIL = concat_ws(E'\n', why, CASE WHEN v_list IS NOT NULL THEN 'Transactions that write:' END, v_list),
+		DETAIL = concat_ws(' ', why, 'Transactions that write: ' || v_list || '.'),
 		HINT = 'Nothing has been changed. Wait longer with a greater timeout, end these transactions, or use blockers => ''cancel'' or ''terminate''.';
 END
 $$;

@@ -117,7 +117,7 @@ DECLARE
 	v_hints text;
 	v_forcible boolean;
 BEGIN
-	SELECT string_agg(format('%s: %s', o.object, o.message), E'\n'), string_agg(DISTINCT o.hint, ' '), bool_and(o.forcible)
+	SELECT string_agg(format('%s: %s', o.object, o.message), '; '), string_agg(DISTINCT o.hint, ' '), bool_and(o.forcible)
 		INTO v_list, v_hints, v_forcible
 		FROM cutover._objections(target_id, mode) o WHERE NOT (force AND o.forcible) AND o.check_name IS DISTINCT FROM but_for;
 	IF v_list IS NOT NULL THEN
