@@ -24,7 +24,9 @@ OBJS = \
 	extension/ddl.o \
 	extension/dual.o \
 	extension/expression.o \
+	extension/fence.o \
 	extension/fence_lock.o \
+	extension/fence_refuse.o \
 	extension/guc.o \
 	extension/image.o \
 	extension/layout.o \
@@ -80,8 +82,8 @@ OBJS = \
 # the install script, in this order
 SQL_PARTS = \
 	extension/schema.sql \
-	extension/capture.sql \
 	extension/fence.sql \
+	extension/capture.sql \
 	extension/remote.sql \
 	extension/action.sql \
 	extension/new_side.sql \

@@ -23,6 +23,7 @@
 #include "capture.h"
 #include "compat.h"
 #include "dual.h"
+#include "fence.h"
 #include "partition.h"
 #include "guc.h"
 #include "image.h"
@@ -532,6 +533,9 @@ cutover_capture_trigger(PG_FUNCTION_ARGS)
 	if (cutover_capture_disabled)
 		return PointerGetDatum(NULL);
 	entry = cutover_tracked_relation(data->tg_relation);
+	/* logical replication, or a child by way of its parent: no statement trigger has done it */
+	if (entry->target != NULL)
+		cutover_fence_enter(entry->target, RelationGetRelid(data->tg_relation));
 	if (!entry->active || capture_refused(entry, data))
 		return PointerGetDatum(NULL);
 	old = MemoryContextSwitchTo(image_cxt);

@@ -50,7 +50,32 @@ AS $$
 	SELECT c.oid FROM pg_class c WHERE c.oid = root AND c.relkind <> 'p'
 $$;
 
--- Puts a trigger of ours on a relation, or puts it right.  A trigger is known by its function, as it may have been renamed.
+-- The table with all its partitions, leaf or not.
+CREATE FUNCTION cutover._tree(root oid) RETURNS SETOF oid
+	LANGUAGE sql STABLE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT relid FROM pg_partition_tree(root::regclass)
+	UNION
+	SELECT c.oid FROM pg_class c WHERE c.oid = root
+$$;
+
+-- The triggers of ours that a relation has; tgname is the name that we give them, as they may have been renamed since.
+CREATE FUNCTION cutover._our_triggers(relid oid)
+	RETURNS TABLE (tgname name, is_called name, tgenabled "char", inherited boolean)
+	LANGUAGE sql STABLE
+	SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT CASE
+		WHEN t.tgfoid = 'cutover._fence()'::regprocedure AND t.tgtype & 1 = 0 THEN ' cutover fence'		-- 1: FOR EACH ROW
+		WHEN t.tgfoid = 'cutover._fence()'::regprocedure THEN ' cutover fence row'
+		WHEN t.tgtype & 32 = 0 THEN ' cutover'		-- 32: TRUNCATE
+		ELSE ' cutover truncate' END::name, t.tgname, t.tgenabled, t.tgparentid <> 0
+	FROM pg_trigger t
+	WHERE t.tgrelid = $1 AND t.tgfoid IN ('cutover._capture()'::regprocedure, 'cutover._fence()'::regprocedure)
+$$;
+
+-- Puts a trigger of ours on a relation, or puts it right.
 CREATE FUNCTION cutover._put_trigger(p_relid oid, p_name name, p_definition text) RETURNS void
 	LANGUAGE plpgsql
 	SET search_path = pg_catalog, pg_temp
@@ -59,9 +84,8 @@ DECLARE
 	v_name name;
 	v_enabled "char";
 BEGIN
-	SELECT t.tgname, t.tgenabled INTO v_name, v_enabled FROM pg_trigger t
-		WHERE t.tgrelid = p_relid AND t.tgfoid = 'cutover._capture()'::regprocedure
-		AND (t.tgtype & 32 <> 0) = (p_name = ' cutover truncate');		-- 32: TRUNCATE
+	SELECT t.is_called, t.tgenabled INTO v_name, v_enabled FROM cutover._our_triggers(p_relid) t
+		WHERE t.tgname = p_name;
 	IF v_enabled = 'A' THEN
 		RETURN;
 	END IF;
@@ -73,8 +97,8 @@ BEGIN
 END
 $$;
 
--- Takes our triggers off a relation; those of partitions that came with the root's go with it.
-CREATE FUNCTION cutover._drop_triggers(p_relid oid) RETURNS void
+-- Takes our triggers off a relation, or those of capture only; those of partitions that came with the root's go with it.
+CREATE FUNCTION cutover._drop_triggers(p_relid oid, p_keep_fence boolean DEFAULT false) RETURNS void
 	LANGUAGE plpgsql
 	SET search_path = pg_catalog, pg_temp
 AS $$
@@ -82,10 +106,33 @@ DECLARE
 	v_name name;
 BEGIN
 	FOR v_name IN
-		SELECT t.tgname FROM pg_trigger t
-		WHERE t.tgrelid = p_relid AND t.tgfoid = 'cutover._capture()'::regprocedure AND t.tgparentid = 0
+		SELECT t.is_called FROM cutover._our_triggers(p_relid) t
+		WHERE NOT t.inherited AND NOT (p_keep_fence AND t.tgname ~ '^ cutover fence')
 	LOOP
 		EXECUTE format('DROP TRIGGER %I ON %s', v_name, p_relid::regclass);
+	END LOOP;
+END
+$$;
+
+-- The fence of one table.  Its name is before those of others: nothing of the user's runs for a write that is refused.
+-- Rows that come without a statement on their table meet it in the capture trigger, or, where capture is gone, in one for rows.
+CREATE FUNCTION cutover._put_fence(p_root oid, p_rows boolean) RETURNS void
+	LANGUAGE plpgsql
+	SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+	v record;
+BEGIN
+	-- the root first: partitions get its row trigger by themselves
+	FOR v IN
+		SELECT c.oid, c.relkind FROM cutover._tree(p_root) t JOIN pg_class c ON c.oid = t ORDER BY c.oid <> p_root, c.oid
+	LOOP
+		PERFORM cutover._put_trigger(v.oid, ' cutover fence', 'BEFORE INSERT OR UPDATE OR DELETE'
+			|| CASE WHEN v.relkind = 'f' THEN '' ELSE ' OR TRUNCATE' END		-- foreign tables can't have it
+			|| ' ON %s FOR EACH STATEMENT EXECUTE FUNCTION cutover._fence()');
+		CONTINUE WHEN NOT p_rows;
+		PERFORM cutover._put_trigger(v.oid, ' cutover fence row',
+			'BEFORE INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW EXECUTE FUNCTION cutover._fence()');
 	END LOOP;
 END
 $$;
@@ -97,8 +144,14 @@ CREATE FUNCTION cutover._put_triggers(p_root oid) RETURNS void
 AS $$
 DECLARE
 	v_partitioned boolean := EXISTS (SELECT FROM pg_class c WHERE c.oid = p_root AND c.relkind = 'p');
+	v_finished boolean := EXISTS (SELECT FROM cutover._table t JOIN cutover._target g USING (target_id)
+		WHERE t.old_table = p_root AND g.desired = 'finished');
 	v_leaf oid;
 BEGIN
+	PERFORM cutover._put_fence(p_root, v_finished);
+	IF v_finished THEN
+		RETURN;
+	END IF;
 	PERFORM cutover._put_trigger(p_root, ' cutover',
 		'AFTER INSERT OR UPDATE OR DELETE ON %s FOR EACH ROW EXECUTE FUNCTION cutover._capture()');
 	IF NOT v_partitioned THEN
@@ -154,8 +207,9 @@ BEGIN
 END
 $$;
 
--- Takes the capture triggers off one table.  Same locks, same manners.
-CREATE FUNCTION cutover._remove_capture(p_table_id int) RETURNS void
+-- Takes the capture triggers off one table, and the fence if it isn't to be kept: that of a finished target
+-- stays, and the table goes on refusing writes.  Same locks, same manners.
+CREATE FUNCTION cutover._remove_capture(p_table_id int, p_keep_fence boolean DEFAULT false) RETURNS void
 	LANGUAGE plpgsql
 	SET search_path = pg_catalog, pg_temp
 	SET lock_timeout = 0
@@ -168,12 +222,18 @@ BEGIN
 	PERFORM cutover._caller();
 	PERFORM set_config('lock_timeout', current_setting('cutover.lock_timeout'), true);
 	SELECT array_agg(t.old_table) INTO v_relids FROM cutover._table t WHERE t.table_id = p_table_id;
-	SELECT v_relids || array_agg(m.relid ORDER BY m.relid) INTO v_relids
-		FROM cutover._member m WHERE m.table_id = p_table_id AND m.relid <> ALL (v_relids);
-	-- first: the event triggers don't put back what has no members
-	DELETE FROM cutover._member m WHERE m.table_id = p_table_id;
+	SELECT v_relids || array_agg(r ORDER BY r) INTO v_relids FROM (
+		SELECT m.relid FROM cutover._member m WHERE m.table_id = p_table_id
+		UNION SELECT cutover._tree(t.old_table) FROM cutover._table t WHERE t.table_id = p_table_id) m (r)
+		WHERE r <> ALL (v_relids);
+	IF p_keep_fence THEN
+		PERFORM cutover._put_fence(t.old_table, true) FROM cutover._table t WHERE t.table_id = p_table_id;
+	ELSE
+		-- first: the event triggers don't put back what has no members
+		DELETE FROM cutover._member m WHERE m.table_id = p_table_id;
+	END IF;
 	FOREACH v_relid IN ARRAY coalesce(v_relids, '{}') LOOP
-		PERFORM cutover._drop_triggers(v_relid);
+		PERFORM cutover._drop_triggers(v_relid, p_keep_fence);
 	END LOOP;
 END
 $$;
@@ -219,7 +279,8 @@ BEGIN
 				IF v_apply THEN
 					PERFORM cutover._capture_rows(v_relid, 'D');
 				END IF;
-				PERFORM cutover._drop_triggers(v_relid);
+				-- what was detached may have been a partitioned table
+				PERFORM cutover._drop_triggers(a) FROM (SELECT v_relid UNION SELECT pg_partition_ancestors(v_relid)) a (a);
 			END IF;
 			DELETE FROM cutover._member m WHERE m.relid = v_relid;
 		END LOOP;
@@ -251,13 +312,18 @@ AS $$
 			WHEN g.tgenabled = 'D' THEN ' is disabled'
 			ELSE ' does not fire for every role of replication' END
 	FROM cutover._table t
-	JOIN pg_class c ON c.oid = t.old_table
-	CROSS JOIN LATERAL (SELECT t.old_table UNION SELECT cutover._leaves(t.old_table)) r (relid)
-	CROSS JOIN (VALUES (' cutover'), (' cutover truncate')) w (tgname)
-	LEFT JOIN pg_trigger g ON g.tgrelid = r.relid AND g.tgfoid = 'cutover._capture()'::regprocedure
-		AND (g.tgtype & 32 <> 0) = (w.tgname = ' cutover truncate')
+	JOIN cutover._target x USING (target_id)
+	CROSS JOIN LATERAL (SELECT cutover._tree(t.old_table)) r (relid)
+	JOIN pg_class c ON c.oid = r.relid
+	CROSS JOIN (VALUES (' cutover'), (' cutover truncate'), (' cutover fence'), (' cutover fence row')) w (tgname)
+	LEFT JOIN LATERAL cutover._our_triggers(r.relid) g ON g.tgname = w.tgname
 	WHERE t.target_id = p_target_id AND g.tgenabled IS DISTINCT FROM 'A'
-		AND NOT (w.tgname = ' cutover truncate' AND EXISTS (SELECT FROM pg_class f WHERE f.oid = r.relid AND f.relkind = 'f'))
+		AND CASE
+			WHEN w.tgname = ' cutover fence' THEN true
+			WHEN w.tgname = ' cutover fence row' THEN x.desired = 'finished'
+			WHEN x.desired = 'finished' THEN false
+			WHEN w.tgname = ' cutover truncate' THEN c.relkind <> 'f' AND (c.relkind <> 'p' OR c.oid = t.old_table)
+			ELSE c.relkind <> 'p' OR c.oid = t.old_table END
 		AND EXISTS (SELECT FROM cutover._member m WHERE m.table_id = t.table_id)
 	UNION ALL
 	SELECT t.table_id, 'partition ' || l::regclass || ' is not on record'

@@ -31,6 +31,7 @@
 #include "block.h"
 #include "capture.h"
 #include "compat.h"
+#include "fence.h"
 #include "guc.h"
 #include "partition.h"
 #include "tracked.h"
@@ -52,6 +53,7 @@ static DdlMember *members = NULL;
 static int	nmembers = 0;
 static int	max_members = 0;
 static bool drop_concerns = false;	/* the running command drops something of ours */
+static bool drop_cascades = false;	/* it may drop more than it names */
 static bool reconciling = false;
 static object_access_hook_type next_object_access_hook = NULL;
 
@@ -193,6 +195,7 @@ typedef struct DdlDrop
 	List	   *tables;			/* oids */
 	List	   *schemas;
 	List	   *roles;
+	List	   *fenced;			/* oids of tables under migration, and of their partitions */
 	bool		concerns;
 } DdlDrop;
 
@@ -232,6 +235,7 @@ ddl_visit_dropped_table(Relation rel, HeapTuple tuple, void *arg)
 	{
 		drop->concerns = true;
 		drop->tables = list_append_unique_oid(drop->tables, relid);
+		drop->fenced = lappend_oid(drop->fenced, relid);
 	}
 	return true;
 }
@@ -265,7 +269,11 @@ ddl_visit_member(Relation rel, HeapTuple tuple, void *arg)
 		members[nmembers].relid = relid;
 		members[nmembers].toast = ((Form_pg_class) GETSTRUCT(class))->reltoastrelid;
 		members[nmembers++].done = list_member_oid(drop->tables, root);
-		drop->concerns |= ddl_is_dropped(drop, relid);
+		if (ddl_is_dropped(drop, relid))
+		{
+			drop->concerns = true;
+			drop->fenced = lappend_oid(drop->fenced, relid);
+		}
 	}
 	ReleaseSysCache(class);
 	return true;
@@ -309,9 +317,14 @@ ddl_object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId,
 static void
 ddl_prepare_drop(DdlDrop *drop)
 {
+	ListCell   *lc;
+
 	nmembers = 0;
 	cutover_tracked_scan("_table", NULL, NULL, InvalidOid, (Datum) 0, ddl_visit_dropped_table, drop);
 	cutover_tracked_scan("_member", NULL, NULL, InvalidOid, (Datum) 0, ddl_visit_member, drop);
+	/* before the command locks anything */
+	foreach(lc, drop->fenced)
+		cutover_fence_ddl(lfirst_oid(lc));
 	drop_concerns = drop->concerns;
 	if (nmembers > 0 && object_access_hook != ddl_object_access)
 	{
@@ -347,12 +360,16 @@ ddl_before_drop(DropStmt *stmt)
 			if (OidIsValid(oid))
 				drop.schemas = lappend_oid(drop.schemas, oid);
 		}
-		else if (stmt->removeType == OBJECT_TABLE)
+		else if (stmt->removeType == OBJECT_TABLE || stmt->removeType == OBJECT_FOREIGN_TABLE)
 		{
 			oid = RangeVarGetRelid(makeRangeVarFromNameList((List *) lfirst(lc)), NoLock, true);
 			if (OidIsValid(oid))
 				drop.tables = lappend_oid(drop.tables, oid);
-			drop.concerns |= cutover_tracked_find(oid, &table_id, &root);
+			if (cutover_tracked_find(oid, &table_id, &root))
+			{
+				drop.concerns = true;
+				drop.fenced = lappend_oid(drop.fenced, oid);
+			}
 		}
 		else if (stmt->removeType == OBJECT_TRIGGER)
 		{
@@ -370,6 +387,25 @@ ddl_before_drop(DropStmt *stmt)
 }
 
 /*
+ * ALTER TABLE subcommands by which rows, or values of them, come or go.  Those
+ * that rewrite the table have an event of their own.
+ */
+static bool
+ddl_alter_changes_data(AlterTableStmt *stmt)
+{
+	ListCell   *lc;
+
+	foreach(lc, stmt->cmds)
+	{
+		AlterTableType subtype = ((AlterTableCmd *) lfirst(lc))->subtype;
+
+		if (subtype == AT_AttachPartition || subtype == AT_DetachPartition || subtype == AT_DropColumn)
+			return true;
+	}
+	return false;
+}
+
+/*
  * cutover._ddl_start() - event trigger function
  */
 Datum
@@ -381,10 +417,20 @@ cutover_ddl_start(PG_FUNCTION_ARGS)
 		ddl_refuse_drop_extension((DropStmt *) data->parsetree);
 	if (ddl_idle())
 		PG_RETURN_VOID();
-	drop_concerns = false;
+	drop_concerns = drop_cascades = false;
 	nmembers = 0;
 	if (IsA(data->parsetree, DropStmt))
+	{
 		ddl_before_drop((DropStmt *) data->parsetree);
+		drop_cascades = ((DropStmt *) data->parsetree)->behavior == DROP_CASCADE;
+	}
+	else if (IsA(data->parsetree, AlterTableStmt))
+	{
+		AlterTableStmt *stmt = (AlterTableStmt *) data->parsetree;
+
+		if (ddl_alter_changes_data(stmt))
+			cutover_fence_ddl(RangeVarGetRelid(stmt->relation, NoLock, true));
+	}
 	else if (IsA(data->parsetree, DropOwnedStmt))
 	{
 		DdlDrop		drop = {0};
@@ -393,6 +439,7 @@ cutover_ddl_start(PG_FUNCTION_ARGS)
 		foreach(lc, ((DropOwnedStmt *) data->parsetree)->roles)
 			drop.roles = lappend_oid(drop.roles, get_rolespec_oid(lfirst(lc), true));
 		ddl_prepare_drop(&drop);
+		drop_cascades = true;
 	}
 	PG_RETURN_VOID();
 }
@@ -463,14 +510,64 @@ cutover_ddl_end(PG_FUNCTION_ARGS)
 }
 
 /*
+ * The fence for what was dropped along with something else, a column with its
+ * type for example.
+ */
+static void
+ddl_fence_dropped(void)
+{
+	Oid			owner = ddl_owner();
+	Oid			user;
+	int			context;
+	List	   *relids = NIL;
+	ListCell   *lc;
+	bool		isnull;
+	MemoryContext cxt = CurrentMemoryContext;
+
+	if (!OidIsValid(owner))
+		return;
+	GetUserIdAndSecContext(&user, &context);
+	PG_TRY();
+	{
+		SetUserIdAndSecContext(owner, context | SECURITY_LOCAL_USERID_CHANGE);
+		SPI_connect();
+		if (SPI_execute("SELECT d.objid FROM pg_catalog.pg_event_trigger_dropped_objects() d"
+						" WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass AND ("
+						"EXISTS (SELECT FROM cutover._table t WHERE t.old_table OPERATOR(pg_catalog.=) d.objid)"
+						" OR EXISTS (SELECT FROM cutover._member m WHERE m.relid OPERATOR(pg_catalog.=) d.objid))",
+						true, 0) != SPI_OK_SELECT)
+			elog(ERROR, "could not look what was dropped");
+		for (uint64 i = 0; i < SPI_processed; i++)
+		{
+			MemoryContext old = MemoryContextSwitchTo(cxt);
+
+			relids = lappend_oid(relids, DatumGetObjectId(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
+																		1, &isnull)));
+			MemoryContextSwitchTo(old);
+		}
+		SPI_finish();
+	}
+	PG_FINALLY();
+	{
+		SetUserIdAndSecContext(user, context);
+	}
+	PG_END_TRY();
+	foreach(lc, relids)
+		cutover_fence_ddl(lfirst_oid(lc));
+}
+
+/*
  * cutover._ddl_drop() - event trigger function for sql_drop
  */
 Datum
 cutover_ddl_drop(PG_FUNCTION_ARGS)
 {
 	(void) ddl_data(fcinfo);
+	if (!ddl_idle() && drop_cascades)
+		ddl_fence_dropped();
 	if (!ddl_idle() && drop_concerns)
 		ddl_reconcile(0);
+	drop_cascades = false;
 	nmembers = 0;
 	drop_concerns = false;
 	PG_RETURN_VOID();
@@ -520,6 +617,9 @@ cutover_ddl_rewrite(PG_FUNCTION_ARGS)
 	reason = DatumGetInt32(OidFunctionCall0(F_PG_EVENT_TRIGGER_TABLE_REWRITE_REASON));
 	if ((reason & (AT_REWRITE_DEFAULT_VAL | AT_REWRITE_COLUMN_REWRITE)) != 0 &&
 		cutover_tracked_find(relid, &table_id, &root))
+	{
+		cutover_fence_ddl(relid);
 		ddl_mark_rewritten(relid, table_id, root);
+	}
 	PG_RETURN_VOID();
 }

@@ -1,6 +1,9 @@
 -- fence.sql: the fence between old and new.  Writers of a target share a lock on cutover._fence_<target_id>
 -- to the end of their transaction; a switch takes it for itself.
 
+CREATE FUNCTION cutover._fence() RETURNS trigger
+	LANGUAGE C AS 'MODULE_PATHNAME', 'cutover_fence_trigger';
+
 -- One attempt to close the gate, as a lock of the session.  False = gave way: to the time-out, or to a deadlock.
 CREATE FUNCTION cutover._fence_lock(target_id int, timeout_ms int) RETURNS boolean
 	LANGUAGE C STRICT AS 'MODULE_PATHNAME', 'cutover_fence_lock';

@@ -54,4 +54,4 @@ REVOKE ALL ON TYPE cutover.compare_result FROM PUBLIC;
 GRANT USAGE ON TYPE cutover.compare_result TO cutover_admin, pg_monitor;
 
 -- Whoever owns a partitioned table may make partitions of it, to which the server copies our trigger in his name.
-GRANT EXECUTE ON FUNCTION cutover._capture() TO PUBLIC;
+GRANT EXECUTE ON FUNCTION cutover._capture(), cutover._fence() TO PUBLIC;

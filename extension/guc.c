@@ -23,6 +23,7 @@ int			cutover_guc_copy_chunk_size = 64;
 int			cutover_guc_copy_jobs = 4;
 int			cutover_guc_copy_max_rate = 0;
 int			cutover_guc_dual_write_timeout = 3000;
+int			cutover_guc_in_doubt_timeout = 10000;
 int			cutover_guc_lease_time = 15;
 int			cutover_guc_lock_timeout = 500;
 int			cutover_guc_max_read_lag = 5000;
@@ -128,6 +129,11 @@ cutover_guc_init(void)
 							"How long a commit in dual_write waits for new.",
 							"Then it succeeds with a warning; new gets the change later.",
 							&cutover_guc_dual_write_timeout, 3000, 1, INT_MAX,
+							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.in_doubt_timeout",
+							"How long a write waits while nobody knows which side is master.",
+							"A switch that was cut off is decided as soon as new can be asked. Then the write fails.",
+							&cutover_guc_in_doubt_timeout, 10000, 1, INT_MAX,
 							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
 	DefineCustomIntVariable("cutover.lease_time",
 							"Time after which another instance of this server may take over the work on new.",

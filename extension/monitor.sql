@@ -85,7 +85,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 			bool_or(tg.tgtype & 32 = 32) AS truncates,
 			bool_and(tg.tgenabled = 'A') AS always
 		FROM pg_trigger tg
-		JOIN pg_proc p ON p.oid = tg.tgfoid
+		JOIN pg_proc p ON p.oid = tg.tgfoid AND p.proname = '_capture'
 		JOIN pg_namespace n ON n.oid = p.pronamespace AND n.nspname = 'cutover'
 		WHERE tg.tgrelid = m.relid) g ON true
 	WHERE m.table_id = $1

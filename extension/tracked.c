@@ -223,6 +223,9 @@ tracked_read_switch(CutoverTarget *target, HeapTuple tuple, TupleDesc desc)
 
 	target->epoch = DatumGetInt64(cutover_tracked_attr(tuple, desc, "epoch", &isnull));
 	target->master_since = DatumGetTimestampTz(cutover_tracked_attr(tuple, desc, "master_since", &isnull));
+	/* as the row was made */
+	if (target->master_since == DatumGetTimestampTz(cutover_tracked_attr(tuple, desc, "created_at", &isnull)))
+		target->master_since = DT_NOBEGIN;
 	word = TextDatumGetCString(cutover_tracked_attr(tuple, desc, "old_writes", &isnull));
 	target->forward = strcmp(word, "forward") == 0;
 	pfree(word);
@@ -287,6 +290,7 @@ cutover_tracked_target(int32 target_id)
 		target->slot = NULL;
 		target->wrote_old = target->wrote_new = 0;
 		target->policy = NULL;
+		target->fenced = InvalidLocalTransactionId;
 	}
 	while (!target->valid)
 	{
@@ -600,6 +604,7 @@ tracked_fill(CutoverRelation *entry, Relation rel)
 	else
 		MemoryContextReset(entry->cxt);
 	entry->active = entry->marked = false;
+	entry->target = NULL;
 	entry->layout_id = 0;
 	entry->nkeys = 0;
 	entry->keys = NULL;

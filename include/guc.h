@@ -37,6 +37,7 @@ extern int	cutover_guc_copy_chunk_size;	/* MB */
 extern int	cutover_guc_copy_jobs;
 extern int	cutover_guc_copy_max_rate;	/* kB/s over all copiers, 0 = no limit */
 extern int	cutover_guc_dual_write_timeout; /* ms */
+extern int	cutover_guc_in_doubt_timeout; /* ms */
 extern int	cutover_guc_lease_time; /* s */
 extern int	cutover_guc_lock_timeout;	/* ms: our own DDL on tables in use, on either side */
 extern int	cutover_guc_max_divergences;	/* per table */

@@ -43,7 +43,8 @@ typedef struct CutoverTarget
 	int64		epoch;
 	CutoverSwitchState switch_state;
 	bool		forward;		/* in new_only: writes go on to new instead of being refused */
-	TimestampTz master_since;	/* when the side that accepts writes last changed */
+	TimestampTz master_since;	/* when the side that accepts writes last changed; -infinity: never yet */
+	LocalTransactionId fenced;	/* transaction that holds the fence, see fence.h */
 	Oid			fence;			/* cutover._fence_<target_id>; InvalidOid = there is none */
 	double		read_ratio;		/* in percent */
 	double		shadow_ratio;
@@ -76,7 +77,7 @@ typedef struct CutoverRelation
 {
 	Oid			relid;			/* hash key */
 	bool		valid;
-	bool		active;			/* false: nothing to do, and nothing below is set */
+	bool		active;			/* false: nothing to capture, and of what is below only target is set */
 	bool		marked;			/* phase resync_needed: what happens now is in the next copy */
 	bool		copying;		/* no value may be left out of an image */
 	bool		hot_keeps_key;	/* a heap-only update can't have changed the key */
@@ -85,7 +86,7 @@ typedef struct CutoverRelation
 	bool		key_lost;		/* a key column was dropped */
 	int32		table_id;
 	int32		target_id;
-	CutoverTarget *target;		/* of target_id; set where active */
+	CutoverTarget *target;		/* of target_id; NULL = not under migration, else set even if not active */
 	Oid			root;			/* the table itself, if this is a partition of it */
 	int32		layout_id;		/* 0 = to be looked up */
 	int			nkeys;
