@@ -122,6 +122,7 @@ REGRESS = \
 	capture_policy \
 	capture_rows \
 	compare_views \
+	fence \
 	install \
 	interface \
 	preflight \
