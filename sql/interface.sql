@@ -11,8 +11,8 @@ SELECT p.oid::regprocedure FROM pg_proc p WHERE proname LIKE 'cutover\_%'
 		OR NOT has_function_privilege('cutover_admin', p.oid, 'EXECUTE')
 		OR has_function_privilege('public', p.oid, 'EXECUTE')
 		OR (prosecdef AND proconfig IS NULL));
--- internal functions that do something are for nobody; copies of the capture trigger are made in the name of tables' owners
-SELECT p.oid::regprocedure FROM pg_proc p WHERE pronamespace = 'cutover'::regnamespace AND p.oid <> 'cutover._capture()'::regprocedure
+-- internal functions that do something are for nobody; copies of triggers are made in the name of tables' owners
+SELECT p.oid::regprocedure FROM pg_proc p WHERE pronamespace = 'cutover'::regnamespace AND p.oid <> ALL ('{cutover._capture(),cutover._fence()}'::regprocedure[])
 	AND (has_function_privilege('public', p.oid, 'EXECUTE')
 		OR (prosecdef AND (proconfig IS NULL OR NOT proconfig::text LIKE '%search_path=pg_catalog, pg_temp%'))
 		OR (provolatile = 'v' AND prorettype <> 'trigger'::regtype AND has_function_privilege('cutover_admin', p.oid, 'EXECUTE')));
