@@ -126,6 +126,7 @@ REGRESS = \
 	install \
 	interface \
 	preflight \
+	read_policy \
 	run \
 	table \
 	target \

@@ -205,7 +205,13 @@ cutover_clients_init(void)
 uint64
 cutover_clients_hash(void)
 {
-	return key_hash != 0 ? key_hash : clients_session_hash(MyProcPid, MyStartTimestamp);
+	static uint64 session_hash = 0;
+
+	if (key_hash != 0)
+		return key_hash;
+	if (session_hash == 0 && IsUnderPostmaster)
+		session_hash = clients_session_hash(MyProcPid, MyStartTimestamp);
+	return session_hash;
 }
 
 /*
@@ -306,7 +312,7 @@ clients_fill_reader(PolicyReader *reader, int pid, TimestampTz start)
 	reader->read_from = CUTOVER_READ_FROM_AUTO;
 	reader->hash = clients_session_hash(pid, start);
 	for (int i = 0; clients_attach() && i < MaxBackends; i++)
-		if (clients[i].pid == pid)
+		if (pid != 0 && clients[i].pid == pid)
 		{
 			reader->read_from = clients[i].read_from;
 			reader->hash = clients[i].hash;

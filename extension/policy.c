@@ -294,12 +294,16 @@ policy_choose(CutoverTarget *target, CutoverPolicy *policy, List *table_ids)
 CutoverSide
 cutover_policy_decide(CutoverTarget *target, List *table_ids, const char **why_not)
 {
-	CutoverPolicy *policy = cutover_policy_get(target);
 	LocalTransactionId lxid = cutover_my_lxid_compat();
+	CutoverPolicy *policy;
 	CutoverSide side;
 	int			why;
 
 	cutover_clients_enter();
+	/* in a transaction that has its locks nobody else looks */
+	AcceptInvalidationMessages();
+	(void) cutover_tracked_target(target->target_id);
+	policy = cutover_policy_get(target);
 	if (policy_is_forward(target))
 		why = policy_decide_forward(target, policy);
 	else

@@ -99,18 +99,20 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION cutover._server_libraries() IS 'session_preload_libraries of the server';
 
-CREATE FUNCTION cutover._set_database_libraries(libraries text[]) RETURNS void
+-- As text, since ALTER DATABASE would make a list of one empty name of ''; with
+-- that no session could begin.
+CREATE FUNCTION cutover._set_database_libraries(libraries text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
 	IF libraries IS NULL THEN
 		EXECUTE format('ALTER DATABASE %I RESET session_preload_libraries', current_database());
 	ELSE
-		EXECUTE format('ALTER DATABASE %I SET session_preload_libraries = %s', current_database(),
-			coalesce((SELECT string_agg(quote_literal(l), ', ' ORDER BY i) FROM unnest(libraries) WITH ORDINALITY u (l, i)), quote_literal('')));
+		PERFORM set_config('session_preload_libraries', libraries, true);
+		EXECUTE format('ALTER DATABASE %I SET session_preload_libraries FROM CURRENT', current_database());
 	END IF;
 END
 $$;
-COMMENT ON FUNCTION cutover._set_database_libraries(text[]) IS 'sets session_preload_libraries of this database, or takes the setting away (NULL)';
+COMMENT ON FUNCTION cutover._set_database_libraries(text) IS 'sets session_preload_libraries of this database, or takes the setting away (NULL)';
 
 -- Standbys, in words; theirs is the same catalog, but not the same disk.
 CREATE FUNCTION cutover._standbys() RETURNS text
@@ -142,7 +144,7 @@ DECLARE
 	v_target int := cutover._target_id(target);
 	v_standbys text := cutover._standbys();
 	v_before text := cutover._database_libraries();
-	v_list text[] := cutover._split_libraries(coalesce(v_before, cutover._server_libraries()));
+	v_loaded text := coalesce(v_before, cutover._server_libraries());
 	v_roles text := cutover._roles_without_library();
 BEGIN
 	PERFORM cutover._not_null('force', force IS NULL);
@@ -157,10 +159,10 @@ BEGIN
 	END IF;
 	LOCK TABLE cutover._router IN SHARE ROW EXCLUSIVE MODE;
 	INSERT INTO cutover._router (target_id) VALUES (v_target) ON CONFLICT DO NOTHING;
-	IF cutover._has_library(v_list) THEN
+	IF cutover._has_library(cutover._split_libraries(v_loaded)) THEN
 		RAISE NOTICE 'new sessions load the library already';
 	ELSE
-		PERFORM cutover._set_database_libraries(v_list || 'cutover'::text);
+		PERFORM cutover._set_database_libraries(concat_ws(', ', nullif(btrim(v_loaded), ''), 'cutover'));
 		DELETE FROM cutover._router_setting;
 		INSERT INTO cutover._router_setting (previous, ours) VALUES (v_before, cutover._database_libraries());
 		PERFORM cutover._log_event('enable_router', jsonb_build_object('session_preload_libraries', cutover._database_libraries()), v_target);
@@ -198,11 +200,12 @@ BEGIN
 	v_now := cutover._database_libraries();
 	v_list := cutover._split_libraries(v_now);
 	IF v_now = v_setting.ours THEN
-		PERFORM cutover._set_database_libraries(cutover._split_libraries(v_setting.previous));
+		PERFORM cutover._set_database_libraries(v_setting.previous);
 	ELSIF cutover._has_library(v_list) THEN
 		-- somebody has changed the rest of it since
-		PERFORM cutover._set_database_libraries(
-			ARRAY(SELECT l FROM unnest(v_list) WITH ORDINALITY u (l, i) WHERE l <> 'cutover' ORDER BY i));
+		PERFORM cutover._set_database_libraries((
+			SELECT coalesce(string_agg(CASE WHEN l ~ '^[a-z_][a-z0-9_]*$' THEN l ELSE '"' || replace(l, '"', '""') || '"' END, ', ' ORDER BY i), '')
+			FROM unnest(v_list) WITH ORDINALITY u (l, i) WHERE l <> 'cutover'));
 	END IF;
 	PERFORM cutover._log_event('disable_router', jsonb_build_object('session_preload_libraries', cutover._database_libraries()), target_id);
 	RETURN true;

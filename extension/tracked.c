@@ -41,7 +41,7 @@ static HTAB *targets = NULL;
 static HTAB *states = NULL;
 static Oid	config_oids[CONFIG_TABLES]; /* InvalidOid = not looked up */
 static uint64 invalidations = 0;	/* counts them, to notice one during a fill */
-static uint64 generation = 0;	/* counts those of configuration tables */
+static uint64 generation = 1;	/* +1 at those of configuration tables; never 0 */
 static int	any_known = -1;		/* is any table under migration?  -1 = to be looked up */
 
 /*

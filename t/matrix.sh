@@ -46,7 +46,7 @@ for entry in $CUTOVER_MATRIX; do
 
 	# tests that bring another version as new have nothing to add here; from
 	# PostgreSQL 16 on a library hides its symbols from the module that tests it
-	tap=$(grep -LE 'CutoverTest::Embedded|apply_test' t/*.pl | tr '\n' ' ')
+	tap=$(grep -LE 'CutoverTest::Embedded|apply_test|policy_test' t/*.pl | tr '\n' ' ')
 	chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive bash -eu -c '
 		major=$1 tap=$2
 		apt-get -o Acquire::Check-Valid-Until=false update -q	# unstable as a mirror may have kept it
