@@ -48,6 +48,7 @@ OBJS = \
 	worker/apply_sql.o \
 	worker/batch.o \
 	worker/chunk.o \
+	worker/compare_schedule.o \
 	worker/coalesce.o \
 	worker/chunk_plan.o \
 	worker/copier.o \

@@ -58,3 +58,21 @@ LEFT JOIN cutover._compare_result r USING (run)
 LEFT JOIN cutover._table b USING (table_id)
 ORDER BY c.run, b.table_id, r.method;
 COMMENT ON VIEW cutover.compare_history IS 'every compare run, a row for each table and method';
+
+CREATE VIEW cutover.compare_schedule AS
+SELECT t.target, s.every, s.method, s.compensate, s.actor, s.scheduled_at,
+	s.running AND EXISTS (SELECT FROM pg_stat_get_activity(s.pid)) AS running, s.next_at, s.started_at, s.ended_at, s.passes,
+	CASE WHEN t.desired = 'idle' THEN 'cutover_start(): the target is idle'
+		WHEN t.desired <> 'running' THEN 'cutover_resume(): the target is ' || t.desired
+		WHEN s.running THEN (SELECT string_agg(DISTINCT r.waiting_for, '; ') FROM cutover._compare_result r
+			JOIN cutover._compare_run c USING (run) WHERE c.target_id = s.target_id AND c.state = 'running' AND NOT r.complete)
+		ELSE s.waiting_for END AS waiting_for,
+	s.failures,
+	CASE WHEN NOT EXISTS (SELECT FROM cutover._table x WHERE x.target_id = s.target_id
+			AND NOT cutover._may_read(quote_ident(current_user)::regrole::oid, x.old_table)) THEN s.last_error
+		WHEN s.last_error IS NOT NULL THEN 'shown to those who may read the tables of the target' END AS last_error,
+	s.last_error_at, s.pid
+FROM cutover._compare_schedule s
+JOIN cutover._target t USING (target_id)
+ORDER BY s.target_id;
+COMMENT ON VIEW cutover.compare_schedule IS 'what is compared in the background, and why the next pass waits';

@@ -45,7 +45,7 @@ GRANT EXECUTE ON FUNCTION @extschema@.cutover_metrics() TO pg_monitor;
 
 GRANT SELECT ON
 	cutover.status, cutover.tables, cutover.progress, cutover.replication, cutover.divergence,
-	cutover.divergence_summary, cutover.compare_history, cutover.dual_write_failure, cutover.apply_error,
+	cutover.divergence_summary, cutover.compare_history, cutover.compare_schedule, cutover.dual_write_failure, cutover.apply_error,
 	cutover.sessions, cutover.shadow_read, cutover.shadow_mismatch, cutover.read_stats, cutover.ramp,
 	cutover.guard, cutover.rule, cutover.mode_change, cutover.event, cutover.metrics
 TO cutover_admin, pg_monitor;

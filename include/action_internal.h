@@ -31,4 +31,10 @@ extern const char *cutover_action_caller_name;
 /* In an action's worker: the statement to run should the action fail (switcher.c); NULL = none. */
 extern char *cutover_action_on_error;
 
+/*
+ * In a worker: run one statement, which may end transactions if it is CALL.
+ * args as in the segment.  The first column of its last row, or NULL.
+ */
+extern char *cutover_action_execute(const char *sql, int nargs, const char *args, MemoryContext context);
+
 #endif							/* CUTOVER_ACTION_INTERNAL_H */

@@ -130,6 +130,33 @@ SELECT * FROM cutover_compensate('{pg_class}');
 SELECT * FROM cutover_compensate('{}');
 SELECT * FROM cutover_compensate();
 
+-- the schedule is configuration: it comes and goes with the transaction
+SELECT cutover_schedule_compare(NULL);
+SELECT cutover_schedule_compare('0');
+SELECT cutover_schedule_compare('1 min', 'sideways');
+SELECT cutover_schedule_compare('1 min', NULL);
+SELECT cutover_schedule_compare('1 min', 'auto', NULL);
+SELECT cutover_schedule_compare('1 min', target => 'y');
+SET ROLE regress_admin;
+SELECT cutover_schedule_compare('1 min');
+RESET ROLE;
+BEGIN;
+SELECT cutover_schedule_compare('1 min');
+SELECT target, every, method, compensate, running, passes, waiting_for, failures, last_error FROM cutover.compare_schedule;
+ROLLBACK;
+SELECT count(*) FROM cutover.compare_schedule;
+SELECT cutover_schedule_compare('1 min', 'full', true), cutover_schedule_compare('2 min', 'window');
+SELECT target, every, method, compensate, running, passes, waiting_for, failures, last_error FROM cutover.compare_schedule;
+UPDATE cutover._compare_schedule SET last_error = 'invalid value "hidden"';
+SET ROLE regress_admin;
+SELECT last_error FROM cutover.compare_schedule;
+SELECT cutover_unschedule_compare();
+RESET ROLE;
+SELECT last_error FROM cutover.compare_schedule;
+SELECT cutover_unschedule_compare(), cutover_unschedule_compare();
+SELECT count(*) FROM cutover.compare_schedule;
+SELECT kind, detail FROM cutover.event WHERE kind ~ 'schedule' ORDER BY event_id;
+
 DROP EXTENSION cutover CASCADE;
 DROP ROLE regress_monitor, regress_nobody;
 DROP OWNED BY regress_admin;

@@ -147,8 +147,8 @@ action_plan(const char *sql, ParamListInfo params, CommandTag *tag)
 /*
  * Run the statement in a portal at top level; returns its result in context.
  */
-static char *
-action_execute(const char *sql, int nargs, const char *args, MemoryContext context)
+char *
+cutover_action_execute(const char *sql, int nargs, const char *args, MemoryContext context)
 {
 	ActionReceiver receiver = {
 		.pub = {
@@ -207,7 +207,7 @@ action_clean_up(MemoryContext context)
 	cutover_action_on_error = NULL;
 	PG_TRY();
 	{
-		(void) action_execute(sql, 1, arg, context);
+		(void) cutover_action_execute(sql, 1, arg, context);
 	}
 	PG_CATCH();
 	{
@@ -235,7 +235,7 @@ action_run(shm_toc *toc, const CutoverActionFixed *fixed, MemoryContext context)
 
 	PG_TRY();
 	{
-		result = action_execute(shm_toc_lookup(toc, CUTOVER_ACTION_KEY_SQL, false), fixed->nargs,
+		result = cutover_action_execute(shm_toc_lookup(toc, CUTOVER_ACTION_KEY_SQL, false), fixed->nargs,
 								shm_toc_lookup(toc, CUTOVER_ACTION_KEY_ARGS, false), context);
 	}
 	PG_CATCH();

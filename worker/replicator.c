@@ -33,6 +33,7 @@
 
 #include "applier.h"
 #include "capture.h"
+#include "compare_schedule.h"
 #include "compat.h"
 #include "copier.h"
 #include "copier_prepare.h"
@@ -394,6 +395,7 @@ replicator_housekeeping(Replicator *r)
 	r->rotated_at = now;
 	(void) cutover_rotate(&r->session);
 	replicator_clear_rewound(r);
+	cutover_compare_schedule_tend(r->target_id);
 	pgstat_report_stat(true);
 }
 
@@ -566,6 +568,7 @@ cutover_replicator_main(Datum arg)
 			if (!replicator_read_target(r))
 			{
 				cutover_copier_stop();
+				cutover_compare_schedule_stop();
 				proc_exit(0);
 			}
 			if (cutover_dual_failure_note_late(&r->session, r->slot, r->session.ep ? NULL : r->stats.last_error))
