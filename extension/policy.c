@@ -21,6 +21,7 @@
 #include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "clients.h"
@@ -33,6 +34,7 @@
 
 static ProcessUtility_hook_type previous_utility = NULL;
 static uint64 prepared_commits = 0; /* COMMIT PREPARED of this session */
+static LocalTransactionId imported = InvalidLocalTransactionId; /* whose snapshot is another session's */
 
 /*
  * Do reads follow forwarded writes to new?
@@ -42,6 +44,16 @@ policy_is_forward(CutoverTarget *target)
 {
 	return target->known && target->active && target->ours && target->mode == CUTOVER_MODE_NEW_ONLY &&
 		target->forward && !RecoveryInProgress();
+}
+
+/*
+ * Does the transaction share its snapshot with other sessions of old?  That is
+ * how a parallel dump sees one state; new has no such snapshot.
+ */
+static bool
+policy_shares_snapshot(void)
+{
+	return imported == cutover_my_lxid_compat() || XactHasExportedSnapshots();
 }
 
 /*
@@ -208,6 +220,8 @@ policy_decide_forward(CutoverTarget *target, CutoverPolicy *policy)
 {
 	CutoverSlot *slot;
 
+	if (policy_shares_snapshot())
+		return CUTOVER_WHY_INDEX_ISOLATION;
 	/* its snapshot is older than the switch */
 	if (IsolationUsesXactSnapshot() && policy->lxid == cutover_my_lxid_compat() && policy->side == CUTOVER_SIDE_OLD)
 		return CUTOVER_WHY_INDEX_TRANSACTION;
@@ -232,7 +246,7 @@ policy_gates(CutoverTarget *target, CutoverPolicy *policy, List *table_ids)
 		why = policy_tables(policy, table_ids);
 	if (why != POLICY_NEW)
 		return why;
-	if (IsolationIsSerializable())
+	if (IsolationIsSerializable() || policy_shares_snapshot())
 		return CUTOVER_WHY_INDEX_ISOLATION;
 	slot = cutover_policy_slot(target);
 	if (slot == NULL)
@@ -387,7 +401,7 @@ cutover_policy_committed_new(CutoverTarget *target)
 
 /*
  * A prepared transaction does not say what it changed: after its commit all
- * targets count as written to.
+ * targets count as written to.  And a snapshot may come from another session.
  */
 static void
 policy_utility(PlannedStmt *pstmt, const char *query, bool readonly_tree, ProcessUtilityContext context,
@@ -396,6 +410,10 @@ policy_utility(PlannedStmt *pstmt, const char *query, bool readonly_tree, Proces
 	if (IsA(pstmt->utilityStmt, TransactionStmt) &&
 		((TransactionStmt *) pstmt->utilityStmt)->kind == TRANS_STMT_COMMIT_PREPARED)
 		prepared_commits++;
+	if (IsA(pstmt->utilityStmt, VariableSetStmt) &&
+		((VariableSetStmt *) pstmt->utilityStmt)->kind == VAR_SET_MULTI &&
+		strcmp(((VariableSetStmt *) pstmt->utilityStmt)->name, "TRANSACTION SNAPSHOT") == 0)
+		imported = cutover_my_lxid_compat();
 	if (previous_utility)
 		previous_utility(pstmt, query, readonly_tree, context, params, env, dest, qc);
 	else

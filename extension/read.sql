@@ -224,6 +224,19 @@ $$;
 COMMENT ON FUNCTION @extschema@.cutover_disable_router(name)
 	IS 'step 5, reads: undoes cutover_enable_router() for sessions to come';
 
+-- With the migration ends what the library was for.
+CREATE FUNCTION cutover._finish_router() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	PERFORM cutover._disable_router(NEW.target_id);
+	RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION cutover._finish_router() IS 'a finished target needs no router';
+CREATE TRIGGER finish_router AFTER UPDATE OF desired ON cutover._target
+	FOR EACH ROW WHEN (NEW.desired = 'finished' AND OLD.desired <> 'finished') EXECUTE FUNCTION cutover._finish_router();
+ALTER TABLE cutover._target ENABLE ALWAYS TRIGGER finish_router;
+
 -- Client sessions of this database that have to connect again before they can
 -- be sent to new; NULL if nobody knows.
 CREATE FUNCTION cutover._not_routable() RETURNS bigint

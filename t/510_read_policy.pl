@@ -5,10 +5,11 @@ use strict;
 use warnings;
 
 use CutoverTest;
+use IPC::Run;
 use Test::More;
 use Time::HiRes qw(usleep);
 
-my ($old, $new) = cutover_pair();
+my ($old, $new) = cutover_pair(old => { streaming => 1 });
 $old->append_conf('postgresql.conf', "cutover.network_timeout = 3\n");
 $old->reload;
 my $all = sub { $old->safe_psql('postgres', shift) };
@@ -56,6 +57,15 @@ is($on->($before, 'SELECT 1'), '1', 'a session that is older than the router');
 my ($rc, $out, $err) = $old->psql('postgres', 'SELECT cutover_set_read_ratio(100)');
 like($err, qr/WARNING:  1 session must reconnect before new can serve them/, 'ratio 100 warns of it');
 like($err, qr/HINT:  Call cutover_enable_router\(\)/, 'and says what to do');
+# what reads the log like a standby may be one
+my $receiver = IPC::Run::start([ 'pg_receivewal', '-n', '-D', PostgreSQL::Test::Utils::tempdir(), '-d', $old->connstr('postgres') ],
+	'>', '/dev/null', '2>', '/dev/null');
+cutover_poll('a standby', sub { $all->('SELECT count(*) FROM pg_stat_replication') eq '1' });
+cutover_error_is($old, 'SELECT cutover_enable_router()', '55000', 'not while a standby may lack the library', like => qr/standbys: "\S+?"\. .*force => true/s);
+is($all->('SELECT count(*) FROM pg_db_role_setting'), '0', 'nothing is set');
+$receiver->kill_kill;
+cutover_poll('no standby', sub { $all->('SELECT count(*) FROM pg_stat_replication') eq '0' });
+
 $all->('SELECT cutover_enable_router()');
 my $s = $session->();
 my $t = $session->();
@@ -154,6 +164,12 @@ is($on->($s, "BEGIN;\nUPDATE b SET v = 0;\n" . read_sql() . "\nCREATE TEMP TABLE
 is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\n" . read_sql('fail') . "\n" . read_sql() . "\nCOMMIT;"), "new\ntransaction", 'and one that fell back');
 is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\n" . read_sql('count') . "\n" . read_sql('fail') . "\nCOMMIT;"), "new\nstuck", 'new answered with its snapshot: no way back');
 
+is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\nSELECT FROM pg_export_snapshot();\n" . read_sql() . "\nCOMMIT;"), 'isolation', 'a snapshot that is shared stays on old');
+my $dump = $on->($t, "BEGIN ISOLATION LEVEL REPEATABLE READ;\nSELECT pg_export_snapshot();");
+is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\nSET TRANSACTION SNAPSHOT '$dump';\n" . read_sql() . "\nCOMMIT;\n" . read_sql()), "isolation\nnew",
+	'on both ends');
+$on->($t, 'COMMIT;');
+
 # ---- rules
 
 $all->('CREATE ROLE canary; CREATE ROLE clerk LOGIN IN ROLE canary; CREATE ROLE plain LOGIN; SELECT cutover_set_read_ratio(0)');
@@ -195,7 +211,7 @@ my @frozen = cutover_freeze($new);
 $on->($s, 'INSERT INTO b VALUES (1, 1);');
 is($side->($s), 'own_write', 'a session that wrote reads from old, any table');
 is($side->($t), 'new', 'another one need not');
-is($on->($t, "SET cutover.max_read_lag = '1ms';\nDO 'BEGIN PERFORM pg_sleep(0.01); END';\n" . read_sql()), 'lag', 'unless it wants what is newer');
+is($on->($t, "SET cutover.max_read_lag = 0;\n" . read_sql()), 'lag', 'unless it wants all that anybody has committed');
 $on->($t, "SET cutover.max_read_lag = '-1';\n");
 is($side->($t), 'new', 'or does not care');
 $on->($t, "SET cutover.max_read_lag = '100ms';\n");
@@ -205,6 +221,7 @@ is($side->($s, 'fail'), 'own_write', 'still');
 cutover_thaw(@frozen);
 $becomes->('new has it', 'new', $s);
 $becomes->('and is near enough', 'new', $t);
+is($on->($t, "SET cutover.max_read_lag = 0;\n" . read_sql()), 'new', 'or complete');
 is($new->safe_psql('postgres', 'SELECT v FROM b WHERE id = 1'), '1', 'it really has');
 $on->($_, 'RESET cutover.max_read_lag') for $s, $t;
 
