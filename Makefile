@@ -39,6 +39,10 @@ OBJS = \
 	extension/preflight.o \
 	extension/queue.o \
 	extension/remote.o \
+	extension/shadow.o \
+	extension/shadow_hash.o \
+	extension/shadow_ring.o \
+	extension/shadow_settings.o \
 	extension/tracked.o \
 	extension/wait.o \
 	worker/action_worker.o \
@@ -76,6 +80,14 @@ OBJS = \
 	worker/retry.o \
 	worker/rotate.o \
 	worker/session.o \
+	worker/shadow_check.o \
+	worker/shadow_normalize.o \
+	worker/shadow_order.o \
+	worker/shadow_query.o \
+	worker/shadow_run.o \
+	worker/shadow_stats.o \
+	worker/shadow_suspect.o \
+	worker/shadow_worker.o \
 	worker/shmem.o \
 	worker/switcher.o \
 	worker/truncate.o
@@ -111,6 +123,7 @@ SQL_PARTS = \
 	extension/read.sql \
 	extension/ramp.sql \
 	extension/monitor.sql \
+	extension/shadow.sql \
 	extension/compare_views.sql \
 	extension/grants.sql
 

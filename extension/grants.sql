@@ -39,14 +39,15 @@ GRANT EXECUTE ON FUNCTION
 	cutover._unseen_replicator(),
 	cutover._table_name(oid),
 	cutover._bar(numeric),
-	cutover._degraded(int)
+	cutover._degraded(int),
+	cutover._shadow_percentile(bigint[], float8)
 TO cutover_admin, pg_monitor;
 GRANT EXECUTE ON FUNCTION @extschema@.cutover_metrics() TO pg_monitor;
 
 GRANT SELECT ON
 	cutover.status, cutover.tables, cutover.progress, cutover.replication, cutover.divergence,
 	cutover.divergence_summary, cutover.compare_history, cutover.compare_schedule, cutover.dual_write_failure, cutover.apply_error,
-	cutover.sessions, cutover.shadow_read, cutover.shadow_mismatch, cutover.read_stats, cutover.ramp,
+	cutover.sessions, cutover.shadow_read, cutover.shadow_mismatch, cutover.shadow_skipped, cutover.read_stats, cutover.ramp,
 	cutover.guard, cutover.rule, cutover.mode_change, cutover.event, cutover.metrics
 TO cutover_admin, pg_monitor;
 

@@ -9,6 +9,7 @@
 
 #include "clients.h"
 #include "guc.h"
+#include "shmem.h"
 
 int			cutover_guc_apply_batch_rows = 50000;
 int			cutover_guc_apply_memory = 64 * 1024;
@@ -36,6 +37,8 @@ int			cutover_guc_read_from = CUTOVER_READ_FROM_AUTO;
 int			cutover_guc_read_timeout = 3000;
 int			cutover_guc_retry_max_delay = 10000;
 char	   *cutover_guc_route_key = NULL;
+int			cutover_guc_shadow_max_rows = 10000;
+int			cutover_guc_shadow_workers = 1;
 int			cutover_guc_spill_size = 1024;
 char	   *cutover_guc_switch_stop_at = NULL;
 
@@ -195,6 +198,16 @@ cutover_guc_init(void)
 							   "The read ratio is a share of keys where this is set, else of sessions.",
 							   &cutover_guc_route_key, "",
 							   PGC_USERSET, 0, NULL, cutover_clients_assign_route_key, NULL);
+	DefineCustomIntVariable("cutover.shadow_max_rows",
+							"Rows of the largest result that is also read from new and compared.",
+							"A larger one counts as skipped.",
+							&cutover_guc_shadow_max_rows, 10000, 1, INT_MAX,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("cutover.shadow_workers",
+							"Number of processes for each target that run SELECTs on new to compare them.",
+							"Each needs one of max_worker_processes and a connection to new, while there are samples.",
+							&cutover_guc_shadow_workers, 1, 0, CUTOVER_MAX_SHADOW_WORKERS,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("cutover.spill_size",
 							"Changes of one transaction that a backend keeps in memory before it writes them to the queue.",
 							NULL,

@@ -370,26 +370,3 @@ SELECT t.target, coalesce(c.routed, 0) AS routed, coalesce(c.kept, 0) AS kept, c
 FROM cutover._target t CROSS JOIN LATERAL cutover._read_counters(t.target_id) c
 ORDER BY t.target_id;
 COMMENT ON VIEW cutover.read_stats IS 'how many reads new answered, and why others stayed on old, since the server started';
-
-CREATE FUNCTION @extschema@.cutover_set_shadow_ratio(percent numeric, target name DEFAULT NULL) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-	PERFORM cutover._raise_unsupported('cutover_set_shadow_ratio', 'No read is run on new.');
-END
-$$;
-COMMENT ON FUNCTION @extschema@.cutover_set_shadow_ratio(numeric, name)
-	IS 'step 5, reads: the share of SELECTs that are also run on new and compared';
-
-CREATE VIEW cutover.shadow_read AS
-SELECT NULL::name AS target, NULL::bigint AS queryid, NULL::text AS query, NULL::bigint AS calls,
-	NULL::bigint AS mismatches, NULL::bigint AS errors, NULL::bigint AS timeouts, NULL::bigint AS dropped,
-	NULL::float8 AS old_p50, NULL::float8 AS old_p95, NULL::float8 AS old_p99,
-	NULL::float8 AS new_p50, NULL::float8 AS new_p95, NULL::float8 AS new_p99
-WHERE false;
-COMMENT ON VIEW cutover.shadow_read IS 'reads that were run on both sides, by query';
-
-CREATE VIEW cutover.shadow_mismatch AS
-SELECT NULL::name AS target, NULL::timestamptz AS at, NULL::bigint AS queryid, NULL::text AS query,
-	NULL::jsonb AS parameters, NULL::bigint AS old_rows, NULL::bigint AS new_rows, NULL::jsonb AS sample
-WHERE false;
-COMMENT ON VIEW cutover.shadow_mismatch IS 'reads that gave another result on new';

@@ -43,6 +43,7 @@ static Oid	config_oids[CONFIG_TABLES]; /* InvalidOid = not looked up */
 static uint64 invalidations = 0;	/* counts them, to notice one during a fill */
 static uint64 generation = 1;	/* +1 at those of configuration tables; never 0 */
 static int	any_known = -1;		/* is any table under migration?  -1 = to be looked up */
+static double shadow_ratio = -1;	/* the highest of all targets; -1 = to be looked up */
 
 /*
  * Forget everything.
@@ -62,6 +63,7 @@ tracked_forget_all(void)
 	while ((target = hash_seq_search(&seq)) != NULL)
 		target->valid = false;
 	any_known = -1;
+	shadow_ratio = -1;
 }
 
 /*
@@ -75,6 +77,9 @@ tracked_relcache_callback(Datum arg, Oid relid)
 	invalidations++;
 	if (OidIsValid(relid))
 	{
+		/* no tables of ours were there: this may be the first */
+		if (!OidIsValid(config_oids[0]))
+			shadow_ratio = -1;
 		for (int i = 0; i < CONFIG_TABLES; i++)
 			if (config_oids[i] == relid)
 			{
@@ -697,6 +702,36 @@ cutover_tracked_any(void)
 	if (before == invalidations)
 		any_known = any;
 	return any;
+}
+
+/*
+ * Visitor: the highest ratio of shadow reads.
+ */
+static bool
+tracked_visit_shadow(Relation rel, HeapTuple tuple, void *arg)
+{
+	double	   *ratio = arg;
+
+	*ratio = Max(*ratio, tracked_ratio(tuple, RelationGetDescr(rel), "shadow_ratio"));
+	return true;
+}
+
+/*
+ * Are there shadow reads at all?
+ */
+double
+cutover_tracked_shadow_ratio(void)
+{
+	uint64		before = invalidations;
+	double		ratio = 0;
+
+	if (shadow_ratio >= 0)
+		return shadow_ratio;
+	if (tracked_know_config())
+		cutover_tracked_scan("_target", NULL, NULL, InvalidOid, (Datum) 0, tracked_visit_shadow, &ratio);
+	if (before == invalidations)
+		shadow_ratio = ratio;
+	return ratio;
 }
 
 /*

@@ -89,6 +89,22 @@ cutover_wait_event_compat(uint32 *cache, const char *name)
 	PortalRun(portal, FETCH_ALL, true, true, dest, dest, qc)
 #endif
 
+/* 18: the hook on it has lost the same argument */
+#if PG_VERSION_NUM >= 180000
+#define CUTOVER_EXECUTOR_RUN_ARGS QueryDesc *desc, ScanDirection direction, uint64 count
+#define CUTOVER_EXECUTOR_RUN_PASS desc, direction, count
+#else
+#define CUTOVER_EXECUTOR_RUN_ARGS QueryDesc *desc, ScanDirection direction, uint64 count, bool execute_once
+#define CUTOVER_EXECUTOR_RUN_PASS desc, direction, count, execute_once
+#endif
+
+/* 16: the text is no longer needed to tell queries apart */
+#if PG_VERSION_NUM >= 160000
+#define cutover_jumble_query_compat(query, text) JumbleQuery(query)
+#else
+#define cutover_jumble_query_compat(query, text) JumbleQuery(query, text)
+#endif
+
 /* 18: a query is always run once */
 #if PG_VERSION_NUM >= 180000
 #define cutover_executor_run_compat(desc) ExecutorRun(desc, ForwardScanDirection, 0)

@@ -15,6 +15,10 @@ extern void cutover_launcher_init(void);
  */
 extern bool cutover_launcher_start_replicator(int32 target_id);
 
+/* The same for shadow worker n of a target; at the pace of one a second. */
+struct CutoverSlot;
+extern bool cutover_launcher_start_shadow(struct CutoverSlot *slot, int32 target_id, int n);
+
 /*
  * Fill in a dynamic worker of this library: function is an exported symbol,
  * what names it in pg_stat_activity.  The worker reads (database oid, target

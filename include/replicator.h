@@ -10,5 +10,6 @@ extern PGDLLEXPORT void cutover_probe_main(Datum arg);
 extern PGDLLEXPORT void cutover_replicator_main(Datum arg);
 extern PGDLLEXPORT void cutover_copier_main(Datum arg);
 extern PGDLLEXPORT void cutover_action_main(Datum arg);
+extern PGDLLEXPORT void cutover_shadow_main(Datum arg);
 
 #endif							/* CUTOVER_REPLICATOR_H */

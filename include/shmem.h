@@ -19,6 +19,7 @@
 #define CUTOVER_TEXT_LEN 384
 #define CUTOVER_DUAL_RING 64
 #define CUTOVER_READ_COUNTERS 40 /* outcomes and reasons, see policy.h */
+#define CUTOVER_MAX_SHADOW_WORKERS 4
 
 /* What a replicator says of itself; copied in and out as a whole under the slot's mutex. */
 typedef struct CutoverStats
@@ -34,6 +35,14 @@ typedef struct CutoverStats
 	char		last_error[CUTOVER_TEXT_LEN];
 	bool		last_error_quotes;	/* it may hold row values */
 } CutoverStats;
+
+/* A shadow worker; guarded by the state's lock. */
+typedef struct CutoverShadowWorker
+{
+	pid_t		pid;			/* 0 = there is none */
+	int			procno;
+	TimestampTz last_start;
+} CutoverShadowWorker;
 
 /* One replicator (database, target).  dboid, target_id and pid are guarded by the state's lock. */
 typedef struct CutoverSlot
@@ -57,6 +66,9 @@ typedef struct CutoverSlot
 	uint64		late_dropped;	/* those that had no room */
 	pg_atomic_uint32 dirty;		/* somebody committed since the worker last looked */
 	pg_atomic_uint32 sending;	/* copiers that send rows now */
+	pg_atomic_uint32 shadow_ring;	/* handle of the segment for shadow reads; 0 = there is none */
+	pg_atomic_uint64 shadow_lost;	/* samples that found no ring at all */
+	CutoverShadowWorker shadow[CUTOVER_MAX_SHADOW_WORKERS];
 	ConditionVariable cv;		/* broadcast when served moves or the worker's state does */
 	slock_t		mutex;			/* protects stats only */
 	CutoverStats stats;
@@ -74,6 +86,10 @@ extern CutoverSlot *cutover_shmem_slot(int32 target_id, bool create);
 /* A worker takes a slot (false: another live worker has it) and gives it back. */
 extern bool cutover_shmem_attach_worker(CutoverSlot *slot);
 extern void cutover_shmem_detach_worker(CutoverSlot *slot);
+
+/* The same for shadow worker number n; the last one to leave takes the ring away. */
+extern bool cutover_shmem_attach_shadow(CutoverSlot *slot, int n);
+extern void cutover_shmem_detach_shadow(CutoverSlot *slot, int n);
 
 /* Forget a target. */
 extern void cutover_shmem_free_slot(int32 target_id);

@@ -117,6 +117,9 @@ extern void cutover_tracked_forget(Oid relid);
 /* False if no table of this database is under migration; cheap after the first call. */
 extern bool cutover_tracked_any(void);
 
+/* The highest ratio of shadow reads of any target, in percent; costs nothing after the first call. */
+extern double cutover_tracked_shadow_ratio(void);
+
 /* True if the relation is the root or a member of a table under migration; takes no lock. */
 extern bool cutover_tracked_find(Oid relid, int32 *table_id, Oid *root);
 

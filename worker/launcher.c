@@ -35,6 +35,7 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "guc.h"
 #include "launcher.h"
 #include "replicator.h"
 #include "shmem.h"
@@ -196,6 +197,28 @@ cutover_launcher_start_replicator(int32 target_id)
 		slot->last_start = now;
 	}
 	cutover_launcher_fill(&worker, "cutover_replicator_main", "cutover replicator", &args, RESTART_SECONDS);
+	return RegisterDynamicBackgroundWorker(&worker, NULL);
+}
+
+/*
+ * Start a shadow worker, at most once a second.  It ends by itself and comes back when there are samples.
+ */
+bool
+cutover_launcher_start_shadow(CutoverSlot *slot, int32 target_id, int n)
+{
+	CutoverWorkerArgs args = {.dboid = MyDatabaseId,.target_id = target_id,.number = n};
+	CutoverShadowWorker *place = &slot->shadow[n];
+	BackgroundWorker worker;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (RecoveryInProgress() || n >= CUTOVER_MAX_SHADOW_WORKERS || n >= cutover_guc_shadow_workers)
+		return false;
+	if (place->pid != 0 && kill(place->pid, 0) == 0)
+		return true;
+	if (place->last_start != 0 && !TimestampDifferenceExceeds(place->last_start, now, START_PACE_MS))
+		return true;
+	place->last_start = now;
+	cutover_launcher_fill(&worker, "cutover_shadow_main", "cutover shadow reader", &args, BGW_NEVER_RESTART);
 	return RegisterDynamicBackgroundWorker(&worker, NULL);
 }
 

@@ -120,6 +120,8 @@ cutover_shmem_attach(void)
 			SpinLockInit(&slot->dual_mutex);
 			pg_atomic_init_u32(&slot->dirty, 0);
 			pg_atomic_init_u32(&slot->sending, 0);
+			pg_atomic_init_u32(&slot->shadow_ring, 0);
+			pg_atomic_init_u64(&slot->shadow_lost, 0);
 			ConditionVariableInit(&slot->cv);
 			SpinLockInit(&slot->mutex);
 			pg_atomic_init_u32(&slot->read_failures, 0);
@@ -145,6 +147,9 @@ shmem_clear_slot(CutoverSlot *slot, Oid dboid, int32 target_id)
 	slot->target_id = target_id;
 	slot->pid = 0;
 	slot->last_start = 0;
+	pg_atomic_write_u32(&slot->shadow_ring, 0);
+	pg_atomic_write_u64(&slot->shadow_lost, 0);
+	memset(slot->shadow, 0, sizeof(slot->shadow));
 	SpinLockAcquire(&slot->mutex);
 	memset(&slot->stats, 0, sizeof(slot->stats));
 	slot->stats.lag_us = -1;
@@ -255,6 +260,48 @@ cutover_shmem_detach_worker(CutoverSlot *slot)
 		slot->pid = 0;
 	LWLockRelease(&shared->lock);
 	ConditionVariableBroadcast(&slot->cv);
+}
+
+/*
+ * Make the calling process shadow worker n of this slot, unless another lives.
+ */
+bool
+cutover_shmem_attach_shadow(CutoverSlot *slot, int n)
+{
+	CutoverShadowWorker *worker = &slot->shadow[n];
+	bool		mine;
+
+	LWLockAcquire(&shared->lock, LW_EXCLUSIVE);
+	mine = worker->pid == 0 || worker->pid == MyProcPid || kill(worker->pid, 0) != 0;
+	if (mine)
+	{
+		worker->pid = MyProcPid;
+		worker->procno = cutover_my_procno_compat();
+	}
+	LWLockRelease(&shared->lock);
+	return mine;
+}
+
+/*
+ * Give the place back.  The segment goes with the last process attached to
+ * it, so nobody must find its handle any more.
+ */
+void
+cutover_shmem_detach_shadow(CutoverSlot *slot, int n)
+{
+	bool		last = true;
+
+	LWLockAcquire(&shared->lock, LW_EXCLUSIVE);
+	if (slot->shadow[n].pid == MyProcPid)
+	{
+		slot->shadow[n].pid = 0;
+		for (int i = 0; i < CUTOVER_MAX_SHADOW_WORKERS; i++)
+			if (slot->shadow[i].pid != 0 && kill(slot->shadow[i].pid, 0) == 0)
+				last = false;
+		if (last)
+			pg_atomic_write_u32(&slot->shadow_ring, 0);
+	}
+	LWLockRelease(&shared->lock);
 }
 
 /*
