@@ -84,6 +84,9 @@ BEGIN
 
 	SELECT x.* INTO STRICT t FROM cutover._target x WHERE x.target_id = cutover._target_id(cutover_set_mode.target);
 	PERFORM cutover._refuse_in_transaction('cutover_set_mode');
+	IF mode = 'new_only' AND old_writes = 'forward' THEN
+		PERFORM cutover._warn_not_routable();
+	END IF;
 	v_result := cutover._action('cutover_set_mode', 'CALL cutover._do_set_mode($1::int, $2, $3::jsonb)',
 		ARRAY[t.target_id::text, cutover_set_mode.mode, jsonb_build_object('timeout', timeout, 'force', force, 'blockers', blockers,
 			'old_writes', old_writes, 'old_sessions', old_sessions)::text])::jsonb;

@@ -138,6 +138,19 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION cutover._roles_without_library() IS 'roles whose sessions do not load what the database says';
 
+-- After the switch sessions of old may begin read-only, those of its administrator, too.
+CREATE FUNCTION cutover._need_writable(function_name text) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF current_setting('transaction_read_only')::boolean THEN
+		RAISE EXCEPTION 'cannot execute %() in a read-only transaction', function_name USING ERRCODE = '25006',
+			DETAIL = 'It changes the configuration, which is a table of this database.',
+			HINT = CASE WHEN pg_is_in_recovery() THEN 'Call it on the primary.' ELSE 'Call it after SET default_transaction_read_only = off.' END;
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION cutover._need_writable(text) IS 'refuses to go on in a read-only transaction, and says how to';
+
 CREATE FUNCTION @extschema@.cutover_enable_router(target name DEFAULT NULL, force boolean DEFAULT false) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -147,6 +160,7 @@ DECLARE
 	v_loaded text := coalesce(v_before, cutover._server_libraries());
 	v_roles text := cutover._roles_without_library();
 BEGIN
+	PERFORM cutover._need_writable('cutover_enable_router');
 	PERFORM cutover._not_null('force', force IS NULL);
 	IF cutover._clients_default() THEN
 		RAISE NOTICE 'the server loads the library for every session already' USING
@@ -216,6 +230,7 @@ COMMENT ON FUNCTION cutover._disable_router(int) IS 'takes the library out of se
 CREATE FUNCTION @extschema@.cutover_disable_router(target name DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+	PERFORM cutover._need_writable('cutover_disable_router');
 	IF NOT cutover._disable_router(cutover._target_id(target)) THEN
 		RAISE NOTICE 'the router was not enabled';
 	END IF;
@@ -274,6 +289,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	v_target int := cutover._target_id(target);
 BEGIN
+	PERFORM cutover._need_writable('cutover_set_read_ratio');
 	PERFORM cutover._not_null('percent', percent IS NULL);
 	IF percent < 0 OR percent > 100 OR percent = 'NaN' THEN
 		RAISE EXCEPTION 'invalid value for argument "percent": %', percent USING ERRCODE = '22023',
@@ -303,6 +319,7 @@ DECLARE
 	v_target int := cutover._target_id(target);
 	v_role oid;
 BEGIN
+	PERFORM cutover._need_writable('cutover_add_rule');
 	PERFORM cutover._not_null('rule', rule IS NULL);
 	PERFORM cutover._not_null('read_from', read_from IS NULL);
 	IF read_from NOT IN ('old', 'new') THEN
@@ -340,6 +357,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	v_target int := cutover._target_id(target);
 BEGIN
+	PERFORM cutover._need_writable('cutover_drop_rule');
 	PERFORM cutover._not_null('rule', rule IS NULL);
 	DELETE FROM cutover._rule r WHERE r.target_id = v_target AND r.rule = cutover_drop_rule.rule;
 	IF NOT FOUND THEN

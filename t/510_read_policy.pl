@@ -290,6 +290,25 @@ is($writes->($s), '0', 'since the last switch nobody');
 $on->($s, "UPDATE a SET v = 0 WHERE id = 2;\nBEGIN;\nUPDATE a SET v = 1 WHERE id = 2;\nROLLBACK;");
 is($writes->($s), '1', 'a transaction');
 
+# ---- new is master
+
+$all->(q{SELECT cutover_set_mode('new_only', force => true)});
+cutover_error_is($old, 'SELECT cutover_set_read_ratio(0)', '25006', 'sessions begin read-only', like => qr/default_transaction_read_only = off/);
+my $writable = 'SET default_transaction_read_only = off;';
+$all->("$writable SELECT cutover_set_read_ratio(0)");
+is($side->($s), 'ratio', 'the ratio holds in new_only');
+$all->("$writable SELECT cutover_set_read_ratio(100); SELECT cutover_pause()");
+is($side->($s), 'new', 'new is behind nobody, whether old follows or not');
+is($on->($s, "BEGIN ISOLATION LEVEL SERIALIZABLE;\n" . read_sql() . "\nCOMMIT;"), 'isolation', 'serializable');
+$all->("$writable SELECT cutover_resume(); SELECT cutover_set_read_ratio(0); UPDATE cutover._target SET old_writes = 'forward'");
+is($side->($s), 'new', 'where writes are forwarded, reads follow');
+is($on->($s, "BEGIN ISOLATION LEVEL SERIALIZABLE;\n" . read_sql() . "\nCOMMIT;"), 'new', 'serializable, too');
+is($all->(q{SELECT string_agg(DISTINCT reads_from, ' ') FROM cutover.sessions WHERE routable}), 'new', 'which is seen');
+is($on->($s, "SET cutover.read_from = 'old';\n" . read_sql() . "\nRESET cutover.read_from;"), 'read_from', 'but a session may insist');
+$all->("$writable UPDATE cutover._target SET old_writes = 'reject'; SELECT cutover_set_read_ratio(100)");
+$all->(q{SELECT cutover_set_mode('dual_write', force => true)});
+$becomes->('and back', 'new', $s);
+
 # ---- without the router; with the library in every session from the start
 
 $all->('SELECT cutover_disable_router()');
