@@ -124,16 +124,18 @@ END
 $$;
 COMMENT ON FUNCTION cutover._resolve(int, text) IS 'completes or undoes a switch that was interrupted';
 
--- For the replicator: the same if nobody is at it.
-CREATE FUNCTION cutover._resolve_idle(target_id int) RETURNS text
+-- For the replicator: the same if nobody is at it (else NULL).  Returns the options of a switch that was completed.
+CREATE FUNCTION cutover._resolve_idle(target_id int) RETURNS jsonb
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
+	v_options jsonb;
 	v_result text;
 	v_detail text;
 BEGIN
 	IF NOT cutover._lock_target(target_id) THEN
-		RETURN 'busy';
+		RETURN NULL;
 	END IF;
+	SELECT t.switch_options INTO v_options FROM cutover._target t WHERE t.target_id = _resolve_idle.target_id;
 	BEGIN
 		v_result := cutover._resolve(target_id);
 	EXCEPTION WHEN OTHERS THEN
@@ -143,10 +145,78 @@ BEGIN
 			HINT = 'The switch is in doubt until new answers. See cutover_resolve_switch().';
 	END;
 	PERFORM cutover._unlock_target(target_id);
-	RETURN v_result;
+	RETURN CASE v_result WHEN 'completed' THEN v_options ELSE '{}' END;
 END
 $$;
 COMMENT ON FUNCTION cutover._resolve_idle(int) IS 'completes or undoes a switch whose worker is gone';
+
+-- At every new connection of the replicator: do both sides agree on who is master?  They don't where one has lost its
+-- last commits, where new was taken over while old was away, or where an operator has decided.
+CREATE FUNCTION cutover._agree_with_new(target_id int, stale_only boolean) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	t cutover._target;
+	v_there jsonb;
+	v_reason text;
+BEGIN
+	SELECT x.* INTO STRICT t FROM cutover._target x WHERE x.target_id = _agree_with_new.target_id;
+	SELECT r INTO v_there FROM cutover._remote(t.server, 'SELECT master, epoch FROM cutover.migration WHERE migration_id = $1::uuid',
+		t.migration_id::text) r;
+	IF v_there IS NULL OR t.operator_epoch IS NULL AND v_there->>'master' = cutover._master(t.mode)
+		OR stale_only AND (v_there->>'epoch')::bigint <= t.epoch OR NOT cutover._lock_target(target_id) THEN
+		RETURN;
+	END IF;
+	SELECT x.* INTO STRICT t FROM cutover._target x WHERE x.target_id = _agree_with_new.target_id FOR UPDATE;
+	BEGIN
+		IF t.switch_state IS NOT NULL THEN
+			NULL;
+		ELSIF t.operator_epoch IS NOT NULL THEN
+			PERFORM cutover._tell_new(t, greatest(t.epoch, (v_there->>'epoch')::bigint + 1));
+			IF v_there->>'master' = 'new' AND t.mode <> 'new_only' THEN
+				v_reason := 'new may hold writes of the time in which it was master';
+				UPDATE cutover._table b SET phase = 'resync_needed', phase_reason = v_reason, phase_since = clock_timestamp()
+					WHERE b.target_id = t.target_id;
+			END IF;
+		ELSIF v_there->>'master' = 'new' THEN
+			v_reason := 'new had been made master';
+			PERFORM cutover._record_mode(target_id, 'new_only', greatest(t.epoch + 1, (v_there->>'epoch')::bigint), NULL, NULL,
+				jsonb_build_object('whole', cutover._whole_database(target_id)));
+		ELSIF (v_there->>'epoch')::bigint < t.epoch THEN
+			v_reason := 'new had forgotten that it is master';
+			PERFORM cutover._tell_new(t, t.epoch);
+		ELSE
+			RAISE EXCEPTION 'old and new do not agree on who is master' USING ERRCODE = '55000',
+				DETAIL = format('Old, in mode %s of epoch %s, has lost what new knows: that old is master since epoch %s.', t.mode, t.epoch, v_there->>'epoch'),
+				HINT = 'Restore old to a later state, or make new master: SELECT cutover.take_over() there.';
+		END IF;
+		IF v_reason IS NOT NULL THEN
+			PERFORM cutover._log_event('agree', jsonb_build_object('mode', t.mode, 'epoch', t.epoch, 'master_on_new', v_there->>'master',
+				'epoch_on_new', (v_there->>'epoch')::bigint, 'reason', v_reason), target_id);
+		END IF;
+	EXCEPTION WHEN OTHERS THEN
+		PERFORM cutover._unlock_target(target_id);
+		RAISE;
+	END;
+	PERFORM cutover._unlock_target(target_id);
+END
+$$;
+COMMENT ON FUNCTION cutover._agree_with_new(int, boolean) IS 'has both sides know the same master';
+
+-- Old's word counts: new learns who is master.
+CREATE FUNCTION cutover._tell_new(target cutover._target, epoch bigint) RETURNS void
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	PERFORM cutover._remote(target.server, 'UPDATE cutover.migration SET master = $2, epoch = $3::bigint, master_since = pg_catalog.clock_timestamp()
+		WHERE migration_id = $1::uuid', target.migration_id::text, cutover._master(target.mode), epoch::text);
+	IF target.mode = 'new_only' THEN
+		PERFORM cutover._remote(target.server, cutover._new_read_only_script() || 'SELECT cutover.set_read_only(false)');
+	ELSE
+		PERFORM cutover._set_new_read_only(target.target_id);
+	END IF;
+	UPDATE cutover._target x SET operator_epoch = NULL, epoch = _tell_new.epoch WHERE x.target_id = target.target_id;
+END
+$$;
+COMMENT ON FUNCTION cutover._tell_new(cutover._target, bigint) IS 'makes new record the master that old knows';
 
 -- A switch has failed: open what is closed, undo.
 CREATE PROCEDURE cutover._undo_switch(target_id int, reason text)

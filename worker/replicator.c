@@ -159,6 +159,29 @@ replicator_read_target(Replicator *r)
 }
 
 /*
+ * Call a function of ours with the target and one more argument, in a
+ * transaction of its own.  Its result as text, in the loop's memory.
+ */
+static char *
+replicator_call(Replicator *r, const char *sql, const char *arg)
+{
+	Oid			types[2] = {INT4OID, TEXTOID};
+	Datum		args[2] = {Int32GetDatum(r->target_id), CStringGetTextDatum(arg)};
+	char	   *result = NULL;
+
+	cutover_replicator_begin();
+	SPI_connect();
+	SPI_execute_with_args(sql, 2, types, args, NULL, false, 0);
+	if (SPI_processed == 1)
+		result = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
+	if (result != NULL)
+		result = MemoryContextStrdup(r->loop_context, result);
+	SPI_finish();
+	cutover_replicator_end();
+	return result;
+}
+
+/*
  * Connect and get to know how far new is.  False: not yet.
  */
 static bool
@@ -177,6 +200,8 @@ replicator_connect(Replicator *r)
 		case CUTOVER_SESSION_READY:
 			break;
 		case CUTOVER_SESSION_LEASE_HELD:
+			/* is it we who are of yesterday? */
+			(void) replicator_call(r, "SELECT cutover._agree_with_new($1, $2::boolean)", "true");
 			cutover_replicator_report(r, "another instance of this server works on new: its lease there must run out first");
 			return false;
 		case CUTOVER_SESSION_NOT_ADOPTED:
@@ -187,6 +212,7 @@ replicator_connect(Replicator *r)
 			return false;
 	}
 	r->durable = false;
+	r->agreed = false;
 	r->applier->slot = NULL;
 	if (r->applier->apply != NULL)
 		cutover_apply_destroy(r->applier->apply);
@@ -448,17 +474,18 @@ replicator_set_durability(Replicator *r)
 static void
 replicator_resolve_switch(Replicator *r)
 {
-	Oid			types[1] = {INT4OID};
-	Datum		args[1] = {Int32GetDatum(r->target_id)};
+	char	   *options;
 
-	if (!r->switching)
-		return;
-	cutover_replicator_begin();
-	SPI_connect();
-	SPI_execute_with_args("SELECT cutover._resolve_idle($1)", 1, types, args, NULL, false, 0);
-	SPI_finish();
-	cutover_replicator_end();
-	r->switching = false;		/* until the target is read again */
+	if (r->switching)
+	{
+		options = replicator_call(r, "SELECT cutover._resolve_idle($1) WHERE $2 IS NOT NULL", "");
+		r->switching = options == NULL; /* until the target is read again */
+		if (options != NULL && strcmp(options, "{}") != 0)
+			(void) replicator_call(r, "SELECT cutover._after_switch($1, $2::jsonb)", options);
+	}
+	if (!r->agreed)
+		(void) replicator_call(r, "SELECT cutover._agree_with_new($1, $2::boolean)", "false");
+	r->agreed = true;
 }
 
 /*
@@ -489,6 +516,8 @@ replicator_turn(Replicator *r)
 	replicator_housekeeping(r);
 	if (r->slot != NULL && pg_atomic_read_u32(&r->slot->dirty) != 0)
 		return 0;
+	if (r->switching)
+		return TARGET_EVERY_MS;
 	return r->slot == NULL || cutover_copier_busy(r->target_id) ? COPY_POLL_MS : IDLE_MS;
 }
 

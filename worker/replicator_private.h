@@ -22,6 +22,7 @@ typedef struct Replicator
 	uint64		replay_lsn;		/* replay until the window is past this position */
 	bool		dual;			/* mode is dual_write */
 	bool		switching;		/* a switch is under way, or was left so */
+	bool		agreed;			/* both sides know the same master, as far as we know */
 	bool		durable;		/* commits on new are flushed, since sessions wait for them */
 	bool		open_failures;	/* of dual writes */
 	bool		replay_window;	/* ... or at its end */

@@ -132,6 +132,7 @@ cutover_switch_step(PG_FUNCTION_ARGS)
 
 	/* what is said here can be seen in pg_stat_activity */
 	pgstat_report_appname(psprintf("cutover switch: %s", step));
+	ereport(DEBUG1, (errmsg_internal("switch: %s", step)));
 	while (cutover_guc_switch_stop_at != NULL && strcmp(cutover_guc_switch_stop_at, step) == 0)
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, STOP_POLL_MS,
