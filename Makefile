@@ -99,6 +99,7 @@ SQL_PARTS = \
 	extension/capture.sql \
 	extension/remote.sql \
 	extension/action.sql \
+	extension/new_guard.sql \
 	extension/new_side.sql \
 	extension/target.sql \
 	extension/table.sql \
@@ -112,7 +113,7 @@ SQL_PARTS = \
 	extension/sequences.sql \
 	extension/read_only.sql \
 	extension/switch_checks.sql \
-	extension/reverse_stub.sql \
+	extension/reverse.sql \
 	extension/switch.sql \
 	extension/switch_run.sql \
 	extension/switch_foresee.sql \

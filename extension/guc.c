@@ -31,6 +31,7 @@ int			cutover_guc_max_read_lag = 5000;
 int			cutover_guc_max_divergences = 10000;
 int			cutover_guc_network_timeout = 60;
 int			cutover_guc_partition_rows = CUTOVER_PARTITION_ROWS_APPLY;
+bool		cutover_guc_protect_new = true;
 int			cutover_guc_queue_limit = 0;
 int			cutover_guc_queue_segment_size = 256;
 int			cutover_guc_read_from = CUTOVER_READ_FROM_AUTO;
@@ -41,6 +42,7 @@ int			cutover_guc_shadow_max_rows = 10000;
 int			cutover_guc_shadow_workers = 1;
 int			cutover_guc_spill_size = 1024;
 char	   *cutover_guc_switch_stop_at = NULL;
+static char *cutover_guc_token = NULL;
 
 static const struct config_enum_entry capture_options[] = {
 	{"strict", CUTOVER_CAPTURE_STRICT, false},
@@ -168,6 +170,11 @@ cutover_guc_init(void)
 							 "apply: they are inserted or deleted there. ignore: they stay as they are.",
 							 &cutover_guc_partition_rows, CUTOVER_PARTITION_ROWS_APPLY, partition_rows_options,
 							 PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomBoolVariable("cutover.protect_new",
+							 "Before the switch new refuses writes of others to tables under migration.",
+							 "What they write there is overwritten, or stands in the way of what old sends.",
+							 &cutover_guc_protect_new, true,
+							 PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("cutover.queue_limit",
 							"Size of a target's queue at which changes count as not capturable.",
 							"Zero means no limit. See cutover.capture.",
@@ -218,5 +225,11 @@ cutover_guc_init(void)
 							   "For tests: it goes on when the setting changes.",
 							   &cutover_guc_switch_stop_at, "",
 							   PGC_SIGHUP, GUC_NOT_IN_SAMPLE, NULL, NULL, NULL);
+	/* a placeholder where only new's functions use it; our prefix is reserved where this library is loaded, too */
+	DefineCustomStringVariable("cutover.token",
+							   "What a session of a migration to this database shows to the guard there.",
+							   NULL,
+							   &cutover_guc_token, "",
+							   PGC_USERSET, GUC_NO_SHOW_ALL | GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE, NULL, NULL, NULL);
 	MarkGUCPrefixReserved("cutover");
 }

@@ -2,7 +2,7 @@
 
 -- What we put on new.  Plain SQL for 13 to 18, no superuser.
 CREATE FUNCTION cutover._new_side_script() RETURNS text
-LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $script$ SELECT $new$
+LANGUAGE sql STABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $script$ SELECT $new$
 CREATE SCHEMA cutover;
 COMMENT ON SCHEMA cutover IS 'what the migration of another database to this one keeps here';
 CREATE TABLE cutover.migration (
@@ -14,7 +14,11 @@ CREATE TABLE cutover.migration (
 	instance text,
 	timeline int,
 	lease_until timestamptz,
-	epoch bigint NOT NULL DEFAULT 1,
+	epoch bigint NOT NULL DEFAULT 1 UNIQUE,		-- a key, so that who locks the key notices a change
+	master text NOT NULL DEFAULT 'old' CHECK (master IN ('old', 'new')),
+	master_since timestamptz,
+	took_over_from text,						-- the master before cutover.take_over(); NULL = none was needed
+	protect boolean NOT NULL DEFAULT true,		-- while old is master, refuse writes of others
 	created_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE TABLE cutover.progress (
@@ -118,13 +122,18 @@ CREATE FUNCTION cutover.abandon() RETURNS SETOF text LANGUAGE plpgsql AS $body$
 DECLARE
 	d record;
 BEGIN
+	PERFORM cutover.check_writable();
 	FOR d IN SELECT * FROM cutover.restore_deferred() LOOP
 		RAISE WARNING '"%" of % could not be brought back: %', d.name, d.relation, d.message USING HINT = d.definition;
 		RETURN NEXT d.definition;
 	END LOOP;
+	IF to_regprocedure('cutover.set_read_only(boolean)') IS NOT NULL THEN
+		EXECUTE 'SELECT cutover.set_read_only(false)';
+	END IF;
+	-- the triggers on tables go with their functions
 	DROP SCHEMA cutover CASCADE;
 END
 $body$;
 COMMENT ON FUNCTION cutover.abandon() IS 'removes everything of the migration from this database, and brings back what was taken off its tables; returns what could not be brought back';
 REVOKE ALL ON FUNCTION cutover.abandon() FROM PUBLIC;
-$new$ $script$;
+$new$ || cutover._new_guard_script() $script$;

@@ -239,6 +239,7 @@ BEGIN
 	UPDATE cutover._target t SET desired = 'idle' WHERE t.target_id = _do_start.target_id AND t.desired <> 'idle';
 	PERFORM cutover._check_preflight(target_id, copy);
 	PERFORM cutover._check_owner_of_new(target_id);
+	PERFORM cutover._install_new_guard(target_id);
 
 	-- from here on changes are captured wherever the triggers are, and no replicator runs
 	UPDATE cutover._target t SET desired = 'paused', started_at = clock_timestamp() WHERE t.target_id = _do_start.target_id;

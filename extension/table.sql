@@ -355,6 +355,7 @@ BEGIN
 		cutover._new_columns(v_target.server, v_new.new_schema, v_new.new_name));
 	IF v_target.desired IN ('running', 'paused') THEN
 		PERFORM cutover._change_capture(v_id, true);
+		PERFORM cutover._install_new_guard(v_target.target_id, v_id);
 		PERFORM cutover._wake_replicator(v_target.target_id);
 	END IF;
 	PERFORM cutover._log_event('add_table', jsonb_build_object('table', old_table::text,
@@ -466,6 +467,7 @@ BEGIN
 		RAISE WARNING '"%" of % could not be brought back on new', v_failed->>'name', v_failed->>'relation'
 			USING DETAIL = v_failed->>'message', HINT = format('Mend the rows and run on new: %s', v_failed->>'definition');
 	END LOOP;
+	PERFORM cutover._remote(v_server, 'SELECT cutover.remove_guard($1::int)', table_id::text);
 	PERFORM cutover._remote(v_server, 'SET LOCAL lock_timeout = 0');
 EXCEPTION WHEN connection_exception OR sqlclient_unable_to_establish_sqlconnection OR connection_failure THEN
 	RAISE WARNING 'new cannot be reached: what was taken off table %.% there is not brought back', quote_ident(v_table.new_schema), quote_ident(v_table.new_name)

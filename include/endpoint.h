@@ -43,6 +43,14 @@ extern CutoverEndpoint *cutover_endpoint_connect(const char *server, const char 
 extern CutoverEndpoint *cutover_endpoint_connect_info(const char *conninfo, const char *application);
 extern void cutover_endpoint_close(CutoverEndpoint *ep);
 
+/*
+ * Tell new that this session belongs to the migration: its writes to tables
+ * under migration are neither refused nor captured.  For what moves rows or
+ * prepares tables; never for what writes in the name of a client, whose changes
+ * must find their way back.  Does nothing where new doesn't know of us yet.
+ */
+extern void cutover_endpoint_authorize(CutoverEndpoint *ep);
+
 /* Roll back, leave COPY and pipeline mode; false if the connection is unusable (close it then).  Never raises. */
 extern bool cutover_endpoint_reset(CutoverEndpoint *ep);
 

@@ -44,6 +44,7 @@ extern int	cutover_guc_max_divergences;	/* per table */
 extern int	cutover_guc_max_read_lag;	/* ms, -1 = no limit */
 extern int	cutover_guc_network_timeout;	/* s without any answer from new, 0 = for ever */
 extern int	cutover_guc_partition_rows;	/* CutoverPartitionRows */
+extern bool cutover_guc_protect_new;
 extern int	cutover_guc_queue_limit;	/* MB, 0 = no limit */
 extern int	cutover_guc_queue_segment_size; /* MB: rotate when larger */
 extern int	cutover_guc_read_from;	/* CutoverReadFrom */

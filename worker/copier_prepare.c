@@ -182,6 +182,10 @@ prepare_remote(PrepareTable *table, CutoverEndpoint *ep, List **kept)
 			return "";
 		}
 	}
+	/* it was not there yet when the target was started, perhaps */
+	cutover_endpoint_exec_params(ep, "SELECT cutover.install_guard($1::int, $3, coalesce($2::text[], '{}'))"
+								 " WHERE NOT EXISTS (SELECT FROM cutover.guarded WHERE table_id = $1::int)",
+								 3, (const char *const[]) {args[0], table->keys, table->new_table});
 	*kept = cutover_deferred_take_off(ep, table->table_id, table->new_table, table->keys, !cutover_endpoint_is_replica(ep));
 	if (table->generation > 0)
 		prepare_empty(table, ep);

@@ -229,6 +229,7 @@ worker_connect(void)
 {
 	CutoverEndpoint *ep = cutover_endpoint_connect(server_name, "cutover copier");
 
+	cutover_endpoint_authorize(ep);
 	cutover_endpoint_set_apply_mode(ep);
 	/* that fits single rows; validating a foreign key needs real joins */
 	cutover_endpoint_exec(ep, "RESET enable_seqscan; RESET enable_hashjoin; RESET enable_mergejoin; RESET plan_cache_mode");

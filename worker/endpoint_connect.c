@@ -25,6 +25,7 @@
 #include "storage/fd.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "utils/builtins.h"
 #include "utils/memutils.h"
 
 #include "compat.h"
@@ -301,6 +302,28 @@ endpoint_pin(CutoverEndpoint *ep)
 	if (version >= 140000 && PQsendQuery(ep->conn, "SET client_connection_check_interval = '10s'"))
 		while ((res = cutover_endpoint_get_result(ep)) != NULL)
 			PQclear(res);
+}
+
+/*
+ * Present a token to new's guard, another one each time.  In a transaction of
+ * its own: a session that begins read-only isn't any more by now.
+ */
+void
+cutover_endpoint_authorize(CutoverEndpoint *ep)
+{
+	uint8		random[16];
+	char		token[2 * sizeof(random) + 1];
+
+	if (!pg_strong_random(random, sizeof(random)))
+		ereport(ERROR,
+				errcode(ERRCODE_INTERNAL_ERROR),
+				errmsg("could not generate a random token"));
+	hex_encode((const char *) random, sizeof(random), token);
+	token[sizeof(token) - 1] = '\0';
+	(void) cutover_endpoint_exec(ep, psprintf("DO $$BEGIN IF NOT pg_catalog.pg_is_in_recovery() AND EXISTS (SELECT FROM pg_catalog.pg_proc p"
+											  " JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE n.nspname = 'cutover' AND p.proname = 'authorize'"
+											  " AND pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_function_privilege(p.oid, 'EXECUTE'))"
+											  " THEN PERFORM cutover.authorize('%s'); END IF; END$$", token));
 }
 
 /*

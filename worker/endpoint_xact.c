@@ -56,6 +56,7 @@ cutover_endpoint_in_xact(const char *server)
 	if (x == NULL)
 	{
 		ep = cutover_endpoint_connect(server, "cutover");
+		cutover_endpoint_authorize(ep);
 		cxt = MemoryContextSwitchTo(TopMemoryContext);
 		x = palloc0(sizeof(EndpointXact));
 		x->server = pstrdup(server);

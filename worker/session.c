@@ -52,7 +52,8 @@ static CutoverSessionState
 session_take_lease(CutoverSession *session)
 {
 	char		lease[16];
-	const char *args[4] = {session->migration_id, cutover_shmem_instance(), lease, NULL};
+	const char *args[5] = {session->migration_id, cutover_shmem_instance(), lease, NULL,
+	cutover_guc_protect_new ? "true" : "false"};
 	char		sysid[32];
 	CutoverRows *rows;
 
@@ -72,11 +73,11 @@ session_take_lease(CutoverSession *session)
 		return CUTOVER_SESSION_NOT_ADOPTED;
 
 	rows = cutover_endpoint_exec_params(session->ep,
-										"UPDATE cutover.migration SET instance = $2, old_system_identifier = $4::bigint,"
+										"UPDATE cutover.migration SET instance = $2, old_system_identifier = $4::bigint, protect = $5::boolean,"
 										" lease_until = pg_catalog.clock_timestamp() + $3::int * interval '1 second'"
 										" WHERE migration_id = $1::uuid AND (instance IS NULL OR instance = $2"
 										" OR lease_until IS NULL OR lease_until < pg_catalog.clock_timestamp())"
-										" RETURNING 1", 4, args);
+										" RETURNING 1", 5, args);
 	if (rows->nrows == 0)
 		return CUTOVER_SESSION_LEASE_HELD;
 	session->lease_renewed = GetCurrentTimestamp();
@@ -125,6 +126,7 @@ cutover_session_open(CutoverSession *session)
 	CutoverSessionState state;
 
 	session->ep = cutover_endpoint_connect(session->server, "cutover replicator");
+	cutover_endpoint_authorize(session->ep);
 	cutover_endpoint_set_apply_mode(session->ep);
 	cutover_endpoint_exec(session->ep, "SET synchronous_commit = off");
 	state = session_take_lease(session);

@@ -70,6 +70,8 @@ sub cutover_node
 		restart_after_crash = on
 		log_statement = none
 		log_line_prefix = '%m [%p] %b %a '
+		# tests damage new to see that it is noticed
+		cutover.protect_new = off
 		CONF
 	$node->append_conf('postgresql.conf', "shared_preload_libraries = 'cutover'")
 	  if $opt{preload};
