@@ -198,7 +198,7 @@ SELECT s.target, s.state, s.mode, s.epoch, s.write_ratio, s.read_ratio, s.shadow
 				WHEN 'preparing' THEN format('a switch to %s is under way', s.switch_to)
 				WHEN 'in_doubt' THEN format('a switch to %s is in doubt: new is asked whether it was made; if new is lost for good, see cutover_resolve_switch()', s.switch_to) END,
 			CASE WHEN s.state = 'rewound' THEN
-				'cutover_resync() of every table: new holds changes that old has lost' END,
+				'cutover_compare(method => ''full'') and cutover_compensate() until clean, or cutover_resync() of every table: new holds changes that old has lost' END,
 			CASE WHEN s.pid IS NULL THEN
 				'the replicator is not running: it is started now, if a worker slot is free (max_worker_processes)' END,
 			-- the worker says it too when it has nothing else to say

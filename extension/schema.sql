@@ -35,6 +35,7 @@ CREATE TABLE cutover._target (
 	desired text NOT NULL DEFAULT 'idle'
 		CHECK (desired IN ('idle', 'running', 'paused', 'finished')),
 	rewound boolean NOT NULL DEFAULT false,		-- new had what old lost
+	rewound_at timestamptz,						-- when that was found last
 	mode text NOT NULL DEFAULT 'old_only'
 		CHECK (mode IN ('old_only', 'dual_write', 'new_only')),
 	epoch bigint NOT NULL DEFAULT 1,			-- +1 at every change of mode

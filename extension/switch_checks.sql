@@ -92,7 +92,7 @@ BEGIN
 	IF _objections.mode = 'new_only' THEN
 		IF t.rewound THEN
 			RETURN QUERY SELECT 'state', t.target::text, 'new holds changes that old has lost',
-				'cutover_resync() every table.', false;
+				'cutover_compare(method => ''full'') and cutover_compensate() until clean, or cutover_resync() every table.', false;
 		END IF;
 		RETURN QUERY SELECT c.*, true FROM cutover._check_compared(target_id) c;
 		RETURN QUERY SELECT r.*, true FROM cutover._check_reverse(target_id) r;

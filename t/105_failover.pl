@@ -135,8 +135,9 @@ $second->promote;
 $load = load($second, 300_000);
 some_time($load);
 ok(cutover_poll('rewound', sub { status($second, 'state') eq 'rewound' }, node => $second), 'promoted without the tail: state rewound');
-is($second->safe_psql('postgres', q{SELECT string_agg(DISTINCT phase, ' ') FROM cutover.tables}), 'resync_needed', 'and all tables need a fresh copy');
-like(status($second, 'waiting_for'), qr/cutover_resync\('(public\.)?item'\)/, 'status says what to do');
+# the copy of item on new is one that this server knows nothing of: it is begun anew
+is($second->safe_psql('postgres', q{SELECT string_agg(DISTINCT phase, ' ') FROM cutover.tables WHERE table_name <> 'item'::regclass}), 'synced', 'and tables go on');
+like(status($second, 'waiting_for'), qr/cutover_compare.*cutover_compensate.*or cutover_resync\(\)/, 'status says what to do');
 is($second->safe_psql('postgres', q{SELECT count(*) FROM cutover.event WHERE kind = 'rewound'}), '1', 'there is an event');
 $second->safe_psql('postgres', "SELECT cutover_resync('$_')") for @tables;
 some_time($load);

@@ -391,7 +391,8 @@ replicator_window_done(Replicator *r)
 }
 
 /*
- * The state rewound ends when every table has been copied afresh.
+ * The state rewound ends when of every table all rows have been compared since
+ * and no difference is open, or it has been copied afresh.
  */
 static void
 replicator_clear_rewound(Replicator *r)
@@ -402,7 +403,11 @@ replicator_clear_rewound(Replicator *r)
 	cutover_replicator_begin();
 	SPI_connect();
 	SPI_execute_with_args("UPDATE cutover._target t SET rewound = false WHERE target_id = $1 AND rewound"
-						  " AND NOT EXISTS (SELECT FROM cutover._table b WHERE b.target_id = t.target_id AND b.phase <> 'synced')",
+						  " AND NOT EXISTS (SELECT FROM cutover._table b WHERE b.target_id = t.target_id AND (b.phase <> 'synced'"
+						  " OR NOT (coalesce(b.copy_ended_at > t.rewound_at, false)"
+						  " OR (b.clean_passes > 0 AND NOT EXISTS (SELECT FROM cutover._divergence d WHERE d.table_id = b.table_id)"
+						  " AND EXISTS (SELECT FROM cutover._compare_result c WHERE c.table_id = b.table_id AND c.method = 'full'"
+						  " AND c.complete AND NOT c.capped AND c.started_at > t.rewound_at)))))",
 						  1, types, args, NULL, false, 0);
 	SPI_finish();
 	cutover_replicator_end();

@@ -319,13 +319,17 @@ cutover_session_reconcile(CutoverSession *session)
 
 	ereport(LOG,
 			(errmsg("target \"%s\": %s", session->target, why),
-			 errhint("All its tables are marked for resync.")));
+			 errhint("New is not relied on until all its tables were compared and repaired, or copied afresh.")));
 	args[0] = Int32GetDatum(session->target_id);
 	args[1] = CStringGetTextDatum(why);
 	SPI_connect();
-	SPI_execute_with_args("UPDATE cutover._target SET rewound = true WHERE target_id = $1", 1, types, args, NULL, false, 0);
+	SPI_execute_with_args("UPDATE cutover._target SET rewound = true, rewound_at = pg_catalog.clock_timestamp() WHERE target_id = $1",
+						  1, types, args, NULL, false, 0);
+	/* what is complete can be repaired; a copy under way can't be trusted */
 	SPI_execute_with_args("UPDATE cutover._table SET phase = 'resync_needed', phase_since = pg_catalog.clock_timestamp(),"
-						  " phase_reason = $2 WHERE target_id = $1", 2, types, args, NULL, false, 0);
+						  " phase_reason = $2 WHERE target_id = $1 AND phase <> 'synced'", 2, types, args, NULL, false, 0);
+	SPI_execute_with_args("UPDATE cutover._table SET last_compared_at = NULL, clean_passes = 0,"
+						  " repaired_at = pg_catalog.clock_timestamp() WHERE target_id = $1", 1, types, args, NULL, false, 0);
 	SPI_execute_with_args("SELECT cutover._log_event('rewound', pg_catalog.jsonb_build_object('reason', $2), $1)",
 						  2, types, args, NULL, false, 0);
 	SPI_execute("SELECT pg_catalog.pg_current_snapshot()::text", true, 1);
