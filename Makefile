@@ -152,7 +152,9 @@ ISOLATION = \
 	capture_gap \
 	capture_install \
 	capture_order \
-	capture_segment
+	capture_segment \
+	fence_gate \
+	fence_master
 
 # random workloads look for trouble by themselves: make test-random
 TAP = $(filter-out t/300_random.pl,$(wildcard t/*.pl))
