@@ -201,6 +201,7 @@ typedef struct FenceNames
 {
 	char	   *target;
 	char	   *server;
+	char	   *address;		/* of new, once the server is gone; NULL = it isn't */
 } FenceNames;
 
 /*
@@ -212,9 +213,12 @@ fence_visit_names(Relation rel, HeapTuple tuple, void *arg)
 	FenceNames *names = arg;
 	TupleDesc	desc = RelationGetDescr(rel);
 	bool		isnull;
+	Datum		address;
 
 	names->target = pstrdup(NameStr(*DatumGetName(cutover_tracked_attr(tuple, desc, "target", &isnull))));
 	names->server = pstrdup(NameStr(*DatumGetName(cutover_tracked_attr(tuple, desc, "server", &isnull))));
+	address = cutover_tracked_attr(tuple, desc, "new_address", &isnull);
+	names->address = isnull ? NULL : TextDatumGetCString(address);
 	return false;
 }
 
@@ -224,7 +228,7 @@ fence_visit_names(Relation rel, HeapTuple tuple, void *arg)
 static FenceNames
 fence_names(int32 target_id)
 {
-	FenceNames	names = {"?", ""};
+	FenceNames	names = {"?", "", NULL};
 
 	cutover_tracked_scan("_target", "_target_pkey", "target_id", INT4OID, Int32GetDatum(target_id),
 						 fence_visit_names, &names);
@@ -273,7 +277,7 @@ void
 cutover_fence_refuse(const CutoverTarget *target, Oid relid)
 {
 	FenceNames	names = fence_names(target->target_id);
-	char	   *address = fence_address(names.server);
+	char	   *address = names.address ? names.address : fence_address(names.server);
 
 	ereport(ERROR,
 			(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),

@@ -124,7 +124,7 @@ BEGIN
 	UPDATE cutover._target t SET desired = 'finished' WHERE t.target_id = _do_finish.target_id;
 	COMMIT;
 	CALL cutover._await_stop(target_id);
-	CALL cutover._capture_all(target_id, false, v_failed, v_blockers);
+	CALL cutover._capture_all(target_id, false, v_failed, v_blockers, true);
 	IF v_failed IS NOT NULL THEN
 		RAISE EXCEPTION 'could not lock table % to take capture off', v_failed::regclass USING ERRCODE = '55P03',
 			DETAIL = coalesce('It is in use by ' || v_blockers || '.', 'It was in use at every attempt.'),

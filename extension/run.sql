@@ -92,13 +92,13 @@ $$;
 
 -- One attempt at a change of a table in use: gives way to the application after
 -- cutover.lock_timeout.  False: try again.
-CREATE FUNCTION cutover._try_capture(table_id int, install boolean) RETURNS boolean
+CREATE FUNCTION cutover._try_capture(table_id int, install boolean, keep_fence boolean DEFAULT false) RETURNS boolean
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
 	IF install THEN
 		PERFORM cutover._install_capture(table_id);
 	ELSE
-		PERFORM cutover._remove_capture(table_id);
+		PERFORM cutover._remove_capture(table_id, keep_fence);
 	END IF;
 	RETURN true;
 EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
@@ -126,7 +126,8 @@ END
 $$;
 
 -- Puts capture on all tables of a target or takes it off, each in its own transaction.
-CREATE PROCEDURE cutover._capture_all(target_id int, install boolean, INOUT failed_table oid DEFAULT NULL, INOUT blockers text DEFAULT NULL)
+CREATE PROCEDURE cutover._capture_all(target_id int, install boolean, INOUT failed_table oid DEFAULT NULL, INOUT blockers text DEFAULT NULL,
+	keep_fence boolean DEFAULT false)
 LANGUAGE plpgsql AS $$
 DECLARE
 	v_tables int[] := ARRAY(SELECT t.table_id FROM cutover._table t WHERE t.target_id = _capture_all.target_id ORDER BY t.table_id);
@@ -140,7 +141,7 @@ BEGIN
 		v_until := clock_timestamp() + 60 * current_setting('cutover.lock_timeout')::interval;
 		v_attempt := 0;
 		LOOP
-			v_done := cutover._try_capture(v_table, install);
+			v_done := cutover._try_capture(v_table, install, keep_fence);
 			COMMIT;
 			EXIT WHEN v_done OR clock_timestamp() > v_until;
 			v_attempt := v_attempt + 1;

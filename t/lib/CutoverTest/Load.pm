@@ -3,6 +3,7 @@
 #   CutoverTest::Load->create($old);           # makes the table load_journal
 #   my $load = CutoverTest::Load->new($old, clients => 3,
 #       sql => sub { my ($client, $n) = @_; return "UPDATE ..." });
+#                                              # follow => [$old, $new]: write to whichever is master
 #   ...
 #   my $result = $load->stop;                  # { committed, failed, sqlstates => {..} }
 #   $load->check($new, 'name');                # no commit that was acknowledged is missing
@@ -37,6 +38,8 @@ sub new
 	my $self = bless {
 		node => $node,
 		db => $opt{db} // 'postgres',
+		connstr => $opt{follow} ? _any_master(@{ $opt{follow} }, $opt{db} // 'postgres') : $node->connstr($opt{db} // 'postgres'),
+		follow => defined $opt{follow},  # [nodes]: write to the one that is master, and move on when it refuses
 		sql => $opt{sql},
 		pause => $opt{pause} // 0,       # microseconds between transactions
 		first => $opt{first} // 0,       # so that a second load has numbers of its own
@@ -59,6 +62,15 @@ sub new
 	return $self;
 }
 
+# Libpq finds the server that sessions can write to.
+sub _any_master
+{
+	my $db = pop;
+	my @nodes = @_;
+	return 'host=' . join(',', map { $_->host } @nodes) . ' port=' . join(',', map { $_->port } @nodes)
+	  . " dbname=$db target_session_attrs=read-write";
+}
+
 # One client: its life is this function.
 sub _run
 {
@@ -79,7 +91,7 @@ sub _run
 		if (!$psql)
 		{
 			$psql = open3($in, $out, undef, 'psql', '-XAt', '-v', 'VERBOSITY=sqlstate',
-				'-d', $self->{node}->connstr($self->{db}));
+				'-d', $self->{connstr});
 			$in->autoflush(1);
 		}
 		$n++;
@@ -97,12 +109,12 @@ sub _run
 		}
 		if ($committed) { print {$journal} "$n\n" }
 		else { print {$failures} "$n " . ($sqlstate // 'connection') . "\n" }
-		if (!$ended)
+		if (!$ended || $self->{follow} && ($sqlstate // '') eq '25006')
 		{
-			# psql ends when the server is gone; try again soon
+			# psql ends when the server is gone, and is ended when it is not the master; try again soon
 			close $in; close $out; waitpid($psql, 0);
 			$psql = undef;
-			usleep(100_000);
+			usleep($ended ? 5_000 : 100_000);
 		}
 		usleep($self->{pause}) if $self->{pause};
 	}
