@@ -34,6 +34,58 @@ $$;
 COMMENT ON FUNCTION @extschema@.cutover_adopt(name) IS
 'Run: tells a restored copy of old that it is now the real one, and may act on new';
 
+-- One attempt to take the guard off a table of new; NULL: there is none of ours, or new can't be reached.
+CREATE FUNCTION cutover._try_unguard(target_id int, table_id int) RETURNS boolean
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	v_server name := (SELECT t.server FROM cutover._target t WHERE t.target_id = _try_unguard.target_id);
+BEGIN
+	IF cutover._owner_of_new(target_id) <> 'ours' OR NOT (SELECT (r->>'there')::boolean FROM cutover._remote(v_server,
+		'SELECT pg_catalog.to_regprocedure(''cutover.remove_guard(int)'') IS NOT NULL AS there') r) THEN
+		RETURN NULL;
+	END IF;
+	PERFORM cutover._remote(v_server, format('SET LOCAL lock_timeout = %s',
+		(extract(epoch FROM current_setting('cutover.lock_timeout')::interval) * 1000)::int));
+	PERFORM cutover._remote(v_server, 'SELECT cutover.remove_guard($1::int)', table_id::text);
+	RETURN true;
+EXCEPTION
+	WHEN lock_not_available OR deadlock_detected THEN
+		RETURN false;
+	WHEN sqlclient_unable_to_establish_sqlconnection OR connection_failure OR connection_exception THEN
+		RETURN NULL;
+END
+$$;
+COMMENT ON FUNCTION cutover._try_unguard(int, int) IS 'takes the guard off a table of new, giving way to the application';
+
+-- Takes the guard off the tables of new one by one: dropping it with our schema would lock all of them at once.
+CREATE PROCEDURE cutover._unguard_new(target_id int)
+LANGUAGE plpgsql AS $$
+DECLARE
+	v_table int;
+	v_done boolean;
+	v_until timestamptz;
+BEGIN
+	FOREACH v_table IN ARRAY ARRAY(SELECT t.table_id FROM cutover._table t WHERE t.target_id = _unguard_new.target_id ORDER BY t.table_id) LOOP
+		v_until := clock_timestamp() + 60 * current_setting('cutover.lock_timeout')::interval;
+		LOOP
+			v_done := cutover._try_unguard(target_id, v_table);
+			COMMIT;
+			IF v_done IS NULL THEN
+				RETURN;
+			END IF;
+			EXIT WHEN v_done;
+			IF clock_timestamp() > v_until THEN
+				RAISE EXCEPTION 'could not lock table % on new to take the guard off',
+					(SELECT format('%I.%I', t.new_schema, t.new_name) FROM cutover._table t WHERE t.table_id = v_table) USING ERRCODE = '55P03',
+					DETAIL = 'It was in use at every attempt.',
+					HINT = 'End the transactions there that use it, and call again: it goes on from here.';
+			END IF;
+			PERFORM pg_sleep(0.2 + 0.3 * random());
+		END LOOP;
+	END LOOP;
+END
+$$;
+
 CREATE PROCEDURE cutover._do_cancel(target_id int)
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -61,6 +113,7 @@ BEGIN
 			DETAIL = coalesce('It is in use by ' || v_blockers || '.', 'It was in use at every attempt.'),
 			HINT = 'End these transactions and call cutover_cancel() again: it goes on from here.';
 	END IF;
+	CALL cutover._unguard_new(target_id);
 	PERFORM cutover._drop_new_side(target_id);
 	PERFORM cutover._log_event('cancel', '{}', target_id);
 	PERFORM cutover._forget_target_rows(target_id);
@@ -132,6 +185,7 @@ BEGIN
 	END IF;
 	PERFORM cutover._remove_reverse(target_id);
 	COMMIT;
+	CALL cutover._unguard_new(target_id);
 	PERFORM cutover._drop_new_side(target_id);
 	PERFORM cutover._forget_path(target_id);
 	PERFORM cutover._log_event('finish', jsonb_build_object('epoch', v_target.epoch), target_id);

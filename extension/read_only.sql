@@ -72,7 +72,8 @@ DECLARE
 	v_server name := (SELECT t.server FROM cutover._target t WHERE t.target_id = _set_new_read_only.target_id);
 BEGIN
 	PERFORM cutover._remote(v_server, cutover._new_read_only_script());
-	PERFORM cutover._remote(v_server, 'SELECT cutover.set_read_only($1::boolean)', cutover._whole_move(target_id)::text);
+	PERFORM cutover._remote(v_server, 'SELECT cutover.set_read_only($1::boolean)',
+		(current_setting('cutover.protect_new')::boolean AND cutover._whole_move(target_id))::text);
 END
 $$;
 COMMENT ON FUNCTION cutover._set_new_read_only(int) IS 'makes new sessions of new read-only where a whole database moves';

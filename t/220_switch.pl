@@ -7,7 +7,7 @@ use CutoverTest;
 use IPC::Run;
 use Test::More;
 
-my ($old, $new) = cutover_pair(conf => "cutover.switch_stop_at = ''\n");
+my ($old, $new) = cutover_pair(conf => "cutover.protect_new = on\ncutover.switch_stop_at = ''\n");
 my $epoch = 1;
 my $rw = 'SET default_transaction_read_only = off;';
 

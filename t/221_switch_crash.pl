@@ -11,6 +11,7 @@ use Time::HiRes qw(usleep);
 
 my ($old, $new) = cutover_pair(conf => <<'CONF');
 cutover.retry_max_delay = 200
+cutover.protect_new = on
 cutover.switch_stop_at = ''
 restart_after_crash = on
 CONF
