@@ -337,7 +337,7 @@ recount_write(RecountTable *rt, Recount *recount)
 	bool		done = true;
 
 	row.op = n > 0 ? CUTOVER_APPLY_INSERT : CUTOVER_APPLY_DELETE;
-	for (int64 i = 0; done && i < Abs(n); i++)
+	for (int64 i = 0; done && i < (n > 0 ? n : -n); i++)
 	{
 		ErrorData  *error;
 		bool		missed;
