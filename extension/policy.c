@@ -333,6 +333,22 @@ cutover_policy_decide(CutoverTarget *target, List *table_ids, const char **why_n
 }
 
 /*
+ * A read that could not go to new was the first one of this transaction's snapshot.
+ */
+void
+cutover_policy_pin(CutoverTarget *target)
+{
+	CutoverPolicy *policy = cutover_policy_get(target);
+
+	if (policy->lxid == cutover_my_lxid_compat())
+		return;
+	policy->lxid = cutover_my_lxid_compat();
+	policy->side = CUTOVER_SIDE_OLD;
+	policy->automatic = true;
+	policy->answered = false;
+}
+
+/*
  * Where another session's next read goes, as far as can be told.
  */
 int

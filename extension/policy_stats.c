@@ -70,6 +70,8 @@ cutover_policy_count(CutoverTarget *target, CutoverReadOutcome outcome, const ch
 		if (policy != NULL)
 			policy->answered = true;
 	}
+	else if (outcome == CUTOVER_READ_KEPT && IsolationUsesXactSnapshot())
+		cutover_policy_pin(target);
 	else if (outcome != CUTOVER_READ_KEPT && policy != NULL)
 	{
 		/* the next reads of the transaction go where this one went */

@@ -98,7 +98,8 @@ extern void cutover_policy_init(void);
 extern CutoverSide cutover_policy_decide(CutoverTarget *target, List *table_ids, const char **why_not);
 
 /*
- * Count what became of a read.  Reason: for KEPT, FALLBACK and TIMEOUT one of the names above, or NULL.
+ * Count what became of a read, also of one that nobody was asked about because it can't run on new
+ * (KEPT).  Reason: for KEPT, FALLBACK and TIMEOUT one of the names above, or NULL.
  * ROUTED, once new has answered (the first row or the end), also tells the breaker that new is well;
  * FALLBACK and TIMEOUT keep the rest of the transaction on old.
  */

@@ -164,6 +164,9 @@ is($on->($s, "BEGIN;\nUPDATE b SET v = 0;\n" . read_sql() . "\nCREATE TEMP TABLE
 is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\n" . read_sql('fail') . "\n" . read_sql() . "\nCOMMIT;"), "new\ntransaction", 'and one that fell back');
 is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\n" . read_sql('count') . "\n" . read_sql('fail') . "\nCOMMIT;"), "new\nstuck", 'new answered with its snapshot: no way back');
 
+is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\n" . read_sql('keep') . "\n" . read_sql() . "\nCOMMIT;"), "row_lock\ntransaction", 'one that has begun on old stays');
+is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\n" . read_sql('count') . "\n" . read_sql('keep') . "\n" . read_sql() . "\nCOMMIT;"), "new\nrow_lock\nnew", 'as one that has begun on new');
+is($on->($s, "BEGIN;\n" . read_sql('keep') . "\n" . read_sql() . "\nCOMMIT;"), "row_lock\nnew", 'with a snapshot for each statement it does not matter');
 is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\nSELECT FROM pg_export_snapshot();\n" . read_sql() . "\nCOMMIT;"), 'isolation', 'a snapshot that is shared stays on old');
 my $dump = $on->($t, "BEGIN ISOLATION LEVEL REPEATABLE READ;\nSELECT pg_export_snapshot();");
 is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\nSET TRANSACTION SNAPSHOT '$dump';\n" . read_sql() . "\nCOMMIT;\n" . read_sql()), "isolation\nnew",

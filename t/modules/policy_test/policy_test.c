@@ -16,7 +16,7 @@ PG_FUNCTION_INFO_V1(policy_test);
  * policy_test(target_id int, outcome text, tables oid) returns text
  *
  * Decides for a read of these tables ("new", or the reason for old), then says how that went:
- * "" nothing, "count" as a router does where all is well, "fail" or "slow"
+ * "keep" not at all, as a router of a statement that can't run on new, "" nothing, "count" as a router does where all is well, "fail" or "slow"
  * as one whose connection broke, or who ran out of time ("stuck" where old may not answer).
  */
 Datum
@@ -32,6 +32,11 @@ policy_test(PG_FUNCTION_ARGS)
 	for (int i = 2; i < PG_NARGS(); i++)
 		if (cutover_tracked_find(PG_GETARG_OID(i), &table_id, &root))
 			tables = lappend_int(tables, table_id);
+	if (strcmp(outcome, "keep") == 0)
+	{
+		cutover_policy_count(target, CUTOVER_READ_KEPT, CUTOVER_WHY(ROW_LOCK));
+		PG_RETURN_TEXT_P(cstring_to_text(CUTOVER_WHY(ROW_LOCK)));
+	}
 	if (cutover_policy_decide(target, tables, &why) == CUTOVER_SIDE_OLD)
 	{
 		if (outcome[0] != '\0')
