@@ -39,6 +39,17 @@ OBJS = \
 	extension/preflight.o \
 	extension/queue.o \
 	extension/remote.o \
+	extension/route.o \
+	extension/route_check.o \
+	extension/route_deparse.o \
+	extension/route_fold.o \
+	extension/route_function.o \
+	extension/route_remote.o \
+	extension/route_scan.o \
+	extension/route_session.o \
+	extension/route_statement.o \
+	extension/route_table.o \
+	extension/route_value.o \
 	extension/shadow.o \
 	extension/shadow_hash.o \
 	extension/shadow_ring.o \
@@ -66,6 +77,7 @@ OBJS = \
 	worker/endpoint.o \
 	worker/endpoint_connect.o \
 	worker/endpoint_pipeline.o \
+	worker/endpoint_query.o \
 	worker/endpoint_xact.o \
 	worker/launcher.o \
 	worker/local.o \

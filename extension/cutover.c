@@ -11,6 +11,7 @@
 #include "guc.h"
 #include "launcher.h"
 #include "policy.h"
+#include "route.h"
 #include "shadow.h"
 
 PG_MODULE_MAGIC;
@@ -42,6 +43,7 @@ _PG_init(void)
 	cutover_guc_init();
 	cutover_capture_init();
 	cutover_policy_init();
+	cutover_route_init();
 	cutover_shadow_init();
 	if (process_shared_preload_libraries_in_progress)
 		cutover_launcher_init();

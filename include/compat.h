@@ -73,6 +73,13 @@ cutover_wait_event_compat(uint32 *cache, const char *name)
 #endif
 }
 
+/* 17: sets of events belong to a resource owner, or to nobody */
+#if PG_VERSION_NUM >= 170000
+#define cutover_create_wait_set_compat(n) CreateWaitEventSet(NULL, n)
+#else
+#define cutover_create_wait_set_compat(n) CreateWaitEventSet(TopMemoryContext, n)
+#endif
+
 /* 16: the last argument, here "raise errors", is a place for them */
 #if PG_VERSION_NUM >= 160000
 #define cutover_parse_type_compat(name, type, typmod) parseTypeString(name, type, typmod, NULL)

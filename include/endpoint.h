@@ -13,6 +13,10 @@
 #ifndef CUTOVER_ENDPOINT_H
 #define CUTOVER_ENDPOINT_H
 
+#include "datatype/timestamp.h"
+
+#include "compat.h"
+
 typedef struct CutoverEndpoint CutoverEndpoint;
 
 /* Rows of text values, row by row; NULL pointer = SQL NULL. */
@@ -53,6 +57,9 @@ extern void cutover_endpoint_authorize(CutoverEndpoint *ep);
 
 /* Roll back, leave COPY and pipeline mode; false if the connection is unusable (close it then).  Never raises. */
 extern bool cutover_endpoint_reset(CutoverEndpoint *ep);
+
+/* The same, but stay in new's transaction. */
+extern bool cutover_endpoint_stop(CutoverEndpoint *ep);
 
 extern int	cutover_endpoint_server_version(CutoverEndpoint *ep);
 extern bool cutover_endpoint_used_password(CutoverEndpoint *ep);
@@ -107,6 +114,72 @@ extern uint64 cutover_endpoint_copy_end(CutoverEndpoint *ep);
  * the local one does and rolls back with it.
  */
 extern CutoverEndpoint *cutover_endpoint_in_xact(const char *server);
+
+/*
+ * Queries whose rows are wanted as they come.  These functions raise nothing
+ * but what CHECK_FOR_INTERRUPTS does: the caller decides what a failure means.
+ * One at a time for each endpoint; the next one begins after the end of the last.
+ */
+typedef enum CutoverAnswer
+{
+	CUTOVER_ANSWER_ROWS,		/* some rows; ask for more */
+	CUTOVER_ANSWER_END,			/* no more rows */
+	CUTOVER_ANSWER_FAILED,		/* new raised an error: cutover_endpoint_query_error() */
+	CUTOVER_ANSWER_LOST,		/* the connection is gone */
+	CUTOVER_ANSWER_LATE			/* nothing came within the limit; the query is still under way */
+} CutoverAnswer;
+
+typedef struct CutoverQuery
+{
+	const char *sql;			/* NULL: the statement prepared as name */
+	const char *name;
+	int			nparams;
+	const Oid  *types;
+	const char *const *values;
+	const int  *lengths;
+	const int  *formats;
+	bool		binary;			/* form of the result */
+} CutoverQuery;
+
+/* Connect as the mapping of some user says; raises 08001 if that takes longer than the limit. */
+extern CutoverEndpoint *cutover_endpoint_connect_as(const char *server, const char *application, Oid user, int limit_ms);
+
+/* Send a query; prepare a statement; false if the connection is gone. */
+extern bool cutover_endpoint_query_send(CutoverEndpoint *ep, const CutoverQuery *query);
+extern bool cutover_endpoint_query_prepare(CutoverEndpoint *ep, const char *name, const char *sql, int nparams, const Oid *types);
+
+/* Wait for the next rows until the deadline (0 = network_timeout after the last sign of life). */
+extern CutoverAnswer cutover_endpoint_query_next(CutoverEndpoint *ep, TimestampTz deadline);
+
+/* The rows that came: valid until the next call. */
+extern int	cutover_endpoint_query_rows(CutoverEndpoint *ep);
+extern int	cutover_endpoint_query_columns(CutoverEndpoint *ep);
+extern Oid	cutover_endpoint_query_type(CutoverEndpoint *ep, int column);
+extern char *cutover_endpoint_query_value(CutoverEndpoint *ep, int row, int column, int *len);	/* NULL = SQL NULL */
+extern uint64 cutover_endpoint_query_affected(CutoverEndpoint *ep);
+
+/* After FAILED or LOST: its SQLSTATE; raise it. */
+extern int	cutover_endpoint_query_sqlstate(CutoverEndpoint *ep);
+CUTOVER_NORETURN extern void cutover_endpoint_query_raise(CutoverEndpoint *ep, const char *sql);
+
+/*
+ * End a query whose rows are not wanted any more: takes what comes quickly,
+ * else has new cancel it.  False if the connection can only be closed.
+ */
+extern bool cutover_endpoint_query_end(CutoverEndpoint *ep);
+
+/* Can it be used any more?  Is new in a transaction? */
+extern bool cutover_endpoint_is_usable(CutoverEndpoint *ep);
+extern bool cutover_endpoint_in_transaction(CutoverEndpoint *ep);
+
+/* Is nothing under way that somebody must wait for? */
+extern bool cutover_endpoint_is_quiet(CutoverEndpoint *ep);
+
+/* Close at once: new is told to stop what it does, but nobody waits for it to listen. */
+extern void cutover_endpoint_abandon(CutoverEndpoint *ep);
+
+/* Send a statement and don't wait: its result is taken by the next query's send.  Never raises. */
+extern void cutover_endpoint_send_off(CutoverEndpoint *ep, const char *sql);
 
 /* Connection keywords, as libpq knows them. */
 typedef enum CutoverOptionPlace

@@ -68,6 +68,8 @@ typedef enum CutoverReadOutcome
 	entry(TYPE, "type")						/* a type or operator that is not built in */ \
 	entry(SYSTEM_COLUMN, "system_column") \
 	entry(MODIFYING_CTE, "modifying_cte") \
+	entry(COLLATION, "collation")			/* new orders text in another way */ \
+	entry(SETTINGS, "settings")				/* new does not know a setting of this session */ \
 	entry(CONTEXT, "context")				/* in a utility command, a parallel worker, a restricted operation */ \
 	/* why new was left for old */ \
 	entry(CONNECTION, "connection")			/* new can't be reached, or the connection broke */ \

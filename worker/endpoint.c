@@ -81,6 +81,8 @@ cutover_endpoint_check_usable(CutoverEndpoint *ep)
 {
 	if (ep->broken || PQstatus(ep->conn) == CONNECTION_BAD)
 		cutover_endpoint_raise_lost(ep, NULL);
+	if (ep->sent_off && !cutover_endpoint_query_take_off(ep))
+		cutover_endpoint_raise_lost(ep, NULL);
 	if (ep->copying || (PQpipelineStatus(ep->conn) == PQ_PIPELINE_OFF &&
 						PQtransactionStatus(ep->conn) == PQTRANS_ACTIVE))
 		elog(ERROR, "connection to \"%s\" is in use and was not reset", ep->label);
@@ -443,6 +445,15 @@ cutover_endpoint_reset(CutoverEndpoint *ep)
 }
 
 /*
+ * Stop the query that is under way, and keep new's transaction.
+ */
+bool
+cutover_endpoint_stop(CutoverEndpoint *ep)
+{
+	return endpoint_try_clean(ep, "");
+}
+
+/*
  * Likewise back to a savepoint, by the statements given.
  */
 bool
@@ -489,6 +500,11 @@ endpoint_try_clean(CutoverEndpoint *ep, const char *savepoint_sql)
 static bool
 endpoint_clean(CutoverEndpoint *ep, const char *savepoint_sql)
 {
+	bool		sent_off = ep->sent_off;
+
+	cutover_endpoint_query_forget(ep);
+	if (sent_off)
+		endpoint_discard_results(ep);
 	if (PQpipelineStatus(ep->conn) != PQ_PIPELINE_OFF)
 		cutover_endpoint_drop_pipeline(ep);
 	else if (ep->copying)
@@ -498,6 +514,8 @@ endpoint_clean(CutoverEndpoint *ep, const char *savepoint_sql)
 		cutover_endpoint_cancel(ep);
 		endpoint_discard_results(ep);
 	}
+	if (savepoint_sql && savepoint_sql[0] == '\0')
+		return true;
 	if (savepoint_sql)
 	{
 		/* a late cancel may hit this; savepoints are too rare to try again */

@@ -43,12 +43,12 @@ typedef struct EndpointKeywords
 
 static dlist_head endpoint_all = DLIST_STATIC_INIT(endpoint_all);
 
-static List *endpoint_server_options(const char *server);
+static List *endpoint_server_options(const char *server, Oid user);
 static const char *endpoint_find(List *options, const char *keyword);
 static void endpoint_add(EndpointKeywords *k, List *options, const char *keyword, const char *value);
 static int	endpoint_connect_seconds(List *options);
-static CutoverEndpoint *endpoint_open(List *options, const char *label, const char *application);
-static void endpoint_poll_connection(CutoverEndpoint *ep, int seconds);
+static CutoverEndpoint *endpoint_open(List *options, const char *label, const char *application, int limit_ms);
+static void endpoint_poll_connection(CutoverEndpoint *ep, int limit_ms);
 static void endpoint_pin(CutoverEndpoint *ep);
 static void endpoint_ignore_notice(void *arg, const PGresult *res);
 static void endpoint_exit(int code, Datum arg);
@@ -60,7 +60,16 @@ static char *endpoint_mask_quoted(const char *text);
 CutoverEndpoint *
 cutover_endpoint_connect(const char *server, const char *application)
 {
-	return endpoint_open(endpoint_server_options(server), server, application);
+	return endpoint_open(endpoint_server_options(server, GetUserId()), server, application, 0);
+}
+
+/*
+ * The same with the mapping of a given user, in limited time.
+ */
+CutoverEndpoint *
+cutover_endpoint_connect_as(const char *server, const char *application, Oid user, int limit_ms)
+{
+	return endpoint_open(endpoint_server_options(server, user), server, application, limit_ms);
 }
 
 /*
@@ -69,14 +78,14 @@ cutover_endpoint_connect(const char *server, const char *application)
 CutoverEndpoint *
 cutover_endpoint_connect_info(const char *conninfo, const char *application)
 {
-	return endpoint_open(cutover_endpoint_parse(conninfo), "new", application);
+	return endpoint_open(cutover_endpoint_parse(conninfo), "new", application, 0);
 }
 
 /*
- * Options of a server and of the mapping that the current user has there.
+ * Options of a server and of the mapping that a user has there.
  */
 static List *
-endpoint_server_options(const char *server)
+endpoint_server_options(const char *server, Oid user)
 {
 	MemoryContext cxt = CurrentMemoryContext;
 	bool		own_xact = !IsTransactionState();
@@ -88,7 +97,7 @@ endpoint_server_options(const char *server)
 	if (own_xact)
 		StartTransactionCommand();
 	fs = GetForeignServerByName(server, false);
-	um = GetUserMapping(GetUserId(), fs->serverid);
+	um = GetUserMapping(user, fs->serverid);
 	MemoryContextSwitchTo(cxt);
 	foreach(lc, list_concat_copy(fs->options, um->options))
 	{
@@ -161,10 +170,10 @@ endpoint_connect_seconds(List *options)
 }
 
 /*
- * Make the connection and pin its settings.
+ * Make the connection and pin its settings; limit_ms = 0: as long as it may take.
  */
 static CutoverEndpoint *
-endpoint_open(List *options, const char *label, const char *application)
+endpoint_open(List *options, const char *label, const char *application, int limit_ms)
 {
 	static bool exit_registered = false;
 	MemoryContext cxt = AllocSetContextCreate(TopMemoryContext, "cutover endpoint", ALLOCSET_DEFAULT_SIZES);
@@ -201,7 +210,7 @@ endpoint_open(List *options, const char *label, const char *application)
 		if (ep->conn == NULL)
 			ereport(ERROR, errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory"));
 		PQsetNoticeReceiver(ep->conn, endpoint_ignore_notice, NULL);
-		endpoint_poll_connection(ep, endpoint_connect_seconds(options));
+		endpoint_poll_connection(ep, limit_ms > 0 ? limit_ms : endpoint_connect_seconds(options) * 1000);
 		dlist_push_head(&endpoint_all, &ep->node);
 	}
 	PG_CATCH();
@@ -215,7 +224,12 @@ endpoint_open(List *options, const char *label, const char *application)
 
 	PG_TRY();
 	{
+		int			timeout = ep->timeout;
+
+		if (limit_ms > 0)
+			ep->timeout = Max(1, (limit_ms + 999) / 1000);
 		endpoint_pin(ep);
+		ep->timeout = timeout;
 	}
 	PG_CATCH();
 	{
@@ -230,11 +244,11 @@ endpoint_open(List *options, const char *label, const char *application)
  * Drive a connection attempt to its end.
  */
 static void
-endpoint_poll_connection(CutoverEndpoint *ep, int seconds)
+endpoint_poll_connection(CutoverEndpoint *ep, int limit_ms)
 {
 	static uint32 event = 0;
 	PostgresPollingStatusType status = PQstatus(ep->conn) == CONNECTION_BAD ? PGRES_POLLING_FAILED : PGRES_POLLING_WRITING;
-	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), (int64) seconds * 1000);
+	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), limit_ms);
 
 	while (status != PGRES_POLLING_OK && status != PGRES_POLLING_FAILED)
 	{
@@ -255,7 +269,7 @@ endpoint_poll_connection(CutoverEndpoint *ep, int seconds)
 			ereport(ERROR,
 					errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
 					errmsg("could not connect to \"%s\"", ep->label),
-					errdetail("There was no answer within %d s.", seconds),
+					errdetail("There was no answer within %d ms.", limit_ms),
 					errhint("Check the address, firewalls, and that the server runs; connect_timeout in the connection options is the limit."));
 	}
 	if (status == PGRES_POLLING_FAILED)
@@ -441,9 +455,61 @@ cutover_endpoint_close(CutoverEndpoint *ep)
 	if (!ep->broken && PQstatus(ep->conn) == CONNECTION_OK && PQtransactionStatus(ep->conn) == PQTRANS_ACTIVE)
 		cutover_endpoint_cancel(ep);
 	PQclear(ep->failed);
+	cutover_endpoint_query_free(ep);
 	dlist_delete(&ep->node);
 	libpqsrv_disconnect(ep->conn);
 	MemoryContextDelete(ep->cxt);
+}
+
+/*
+ * A request to cancel that nobody waits for: from a process of its own, which
+ * is no child of ours and has nothing open but its connection.
+ */
+static void
+endpoint_cancel_unattended(CutoverEndpoint *ep)
+{
+	PGcancel   *cancel = PQgetCancel(ep->conn);
+	sigset_t	blocked;
+	sigset_t	saved;
+	char		errbuf[256];
+	pid_t		child;
+
+	if (cancel == NULL)
+		return;
+	sigfillset(&blocked);
+	sigprocmask(SIG_SETMASK, &blocked, &saved);
+	child = fork();
+	if (child == 0)
+	{
+		if (fork() != 0)
+			_exit(0);
+		for (int fd = 0; fd < 1024; fd++)
+			(void) close(fd);
+		signal(SIGALRM, SIG_DFL);
+		sigdelset(&blocked, SIGALRM);
+		sigprocmask(SIG_SETMASK, &blocked, NULL);
+		alarm(ENDPOINT_CANCEL_TIMEOUT);
+		(void) PQcancel(cancel, errbuf, sizeof(errbuf));
+		_exit(0);
+	}
+	sigprocmask(SIG_SETMASK, &saved, NULL);
+	while (child > 0 && waitpid(child, NULL, 0) < 0 && errno == EINTR)
+		;
+	PQfreeCancel(cancel);
+}
+
+/*
+ * Close without waiting for anything.
+ */
+void
+cutover_endpoint_abandon(CutoverEndpoint *ep)
+{
+	if (ep == NULL)
+		return;
+	if (PQstatus(ep->conn) == CONNECTION_OK && PQtransactionStatus(ep->conn) == PQTRANS_ACTIVE)
+		endpoint_cancel_unattended(ep);
+	ep->broken = true;
+	cutover_endpoint_close(ep);
 }
 
 /*

@@ -77,6 +77,13 @@ struct CutoverEndpoint
 	PGresult   *failed;			/* first failure since the last sync */
 	char	   *failed_sql;
 	bool		stale_statements;	/* what is prepared there is not what we think */
+
+	/* queries whose rows are taken as they come */
+	struct WaitEventSet *wait_set;	/* kept: making one costs as much as a short query */
+	bool		querying;		/* a query is under way */
+	bool		sent_off;		/* a statement whose result nobody waited for */
+	PGresult   *rows;			/* what came last */
+	PGresult   *error;
 };
 
 /* endpoint.c */
@@ -95,6 +102,11 @@ extern void cutover_endpoint_take_results(CutoverEndpoint *ep, bool wait);
 extern void cutover_endpoint_leave_pipeline(CutoverEndpoint *ep);
 extern void cutover_endpoint_drop_pipeline(CutoverEndpoint *ep);
 extern void cutover_endpoint_forget_statements(CutoverEndpoint *ep);
+
+/* endpoint_query.c */
+extern void cutover_endpoint_query_free(CutoverEndpoint *ep);
+extern void cutover_endpoint_query_forget(CutoverEndpoint *ep);
+extern bool cutover_endpoint_query_take_off(CutoverEndpoint *ep);
 
 /* endpoint_connect.c */
 extern void cutover_endpoint_cancel(CutoverEndpoint *ep);

@@ -1,0 +1,224 @@
+/*
+ * route.c - the hooks through which reads come by.
+ *
+ * The planner's hook puts a custom scan above SELECTs that could run on new.  The
+ * other two know what goes on around a statement when the side is chosen: a
+ * utility command, a statement that writes, or one that reads the same tables on old.
+ */
+#include "postgres.h"
+
+#include "access/parallel.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "optimizer/planner.h"
+#include "tcop/utility.h"
+
+#include "compat.h"
+#include "route.h"
+#include "route_remote.h"
+#include "route_scan.h"
+
+/* Statements that are being executed, innermost first. */
+typedef struct RouteActive
+{
+	QueryDesc  *desc;
+	struct RouteActive *outer;
+} RouteActive;
+
+static planner_hook_type previous_planner = NULL;
+static ExecutorRun_hook_type previous_run = NULL;
+static ProcessUtility_hook_type previous_utility = NULL;
+
+static RouteActive *active = NULL;
+static int	utility_depth = 0;	/* commands that must see old only */
+
+/*
+ * Could this session read on new at all?
+ */
+static bool
+route_in_client(void)
+{
+	return MyBackendType == B_BACKEND && !IsParallelWorker() && IsTransactionState() && !RecoveryInProgress();
+}
+
+/*
+ * The planner's hook.
+ */
+static PlannedStmt *
+route_planner(Query *parse, const char *query_string, int cursor_options, ParamListInfo params)
+{
+	PlannedStmt *plan;
+	Query	   *query = NULL;
+	RouteCheck	check;
+
+	if (parse->commandType == CMD_SELECT && route_in_client() && cutover_tracked_any() && cutover_route_reads_tracked(parse))
+	{
+		cutover_route_check(parse, &check);
+		/* the planner scribbles on what it gets */
+		if (check.why == NULL)
+			query = copyObject(parse);
+		else if (check.target_id != 0)
+			cutover_policy_count(cutover_tracked_target(check.target_id), CUTOVER_READ_KEPT, check.why);
+	}
+	if (previous_planner)
+		plan = previous_planner(parse, query_string, cursor_options, params);
+	else
+		plan = standard_planner(parse, query_string, cursor_options, params);
+	if (query != NULL)
+		plan->planTree = cutover_route_wrap(plan->planTree, query, &check);
+	return plan;
+}
+
+/*
+ * Does a running statement read tables of the target on old?
+ */
+static bool
+route_reads_old(QueryDesc *desc, CutoverTarget *target)
+{
+	ListCell   *lc;
+
+	if (cutover_route_reads_new(desc->planstate))
+		return false;
+	foreach(lc, desc->plannedstmt->rtable)
+	{
+		RangeTblEntry *rte = lfirst(lc);
+		RouteTable *table;
+
+		if (rte->rtekind != RTE_RELATION || rte->relkind == RELKIND_VIEW)
+			continue;
+		table = cutover_route_table(rte->relid);
+		if (table->known && table->target_id == target->target_id)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Must what runs now stay on old, whatever it is?
+ */
+bool
+cutover_route_context_forbids(CutoverTarget *target)
+{
+	if (utility_depth > 0 || !route_in_client() || InSecurityRestrictedOperation())
+		return true;
+	for (RouteActive *a = active; a; a = a->outer)
+		if (a->desc->operation != CMD_SELECT || a->desc->plannedstmt->hasModifyingCTE || route_reads_old(a->desc, target))
+			return true;
+	return false;
+}
+
+/*
+ * Note that a statement runs.
+ */
+#if PG_VERSION_NUM >= 180000
+static void
+route_run(QueryDesc *desc, ScanDirection direction, uint64 count)
+#else
+static void
+route_run(QueryDesc *desc, ScanDirection direction, uint64 count, bool once)
+#endif
+{
+	RouteActive here = {desc, active};
+
+	active = &here;
+	PG_TRY();
+	{
+#if PG_VERSION_NUM >= 180000
+		if (previous_run)
+			previous_run(desc, direction, count);
+		else
+			standard_ExecutorRun(desc, direction, count);
+#else
+		if (previous_run)
+			previous_run(desc, direction, count, once);
+		else
+			standard_ExecutorRun(desc, direction, count, once);
+#endif
+	}
+	PG_FINALLY();
+	{
+		active = here.outer;
+	}
+	PG_END_TRY();
+}
+
+/*
+ * Commands that only run queries, in the user's name.
+ */
+static bool
+route_runs_queries(Node *command)
+{
+	switch (nodeTag(command))
+	{
+		case T_PrepareStmt:
+		case T_ExecuteStmt:
+		case T_DeallocateStmt:
+		case T_DeclareCursorStmt:
+		case T_FetchStmt:
+		case T_ClosePortalStmt:
+		case T_CallStmt:
+		case T_DoStmt:
+		case T_TransactionStmt:
+		case T_VariableSetStmt:
+		case T_VariableShowStmt:
+			return true;
+		case T_CopyStmt:
+			return ((CopyStmt *) command)->query != NULL;
+		case T_ExplainStmt:
+			{
+				Node	   *query = ((ExplainStmt *) command)->query;
+
+				return !IsA(query, Query) || ((Query *) query)->commandType != CMD_UTILITY ||
+					IsA(((Query *) query)->utilityStmt, ExecuteStmt) ||
+					IsA(((Query *) query)->utilityStmt, DeclareCursorStmt);
+			}
+		default:
+			return false;
+	}
+}
+
+/*
+ * What other commands look at while they work (foreign keys of a new
+ * constraint, the rows of a new table) is a matter of old.
+ */
+static void
+route_utility(PlannedStmt *plan, const char *query_string, bool read_only_tree, ProcessUtilityContext context,
+			  ParamListInfo params, QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
+{
+	ProcessUtility_hook_type next = previous_utility ? previous_utility : standard_ProcessUtility;
+
+	if (route_runs_queries(plan->utilityStmt))
+	{
+		next(plan, query_string, read_only_tree, context, params, env, dest, qc);
+		return;
+	}
+	utility_depth++;
+	PG_TRY();
+	{
+		next(plan, query_string, read_only_tree, context, params, env, dest, qc);
+	}
+	PG_FINALLY();
+	{
+		utility_depth--;
+	}
+	PG_END_TRY();
+}
+
+/*
+ * Set up: called when the library is loaded into a session.
+ */
+void
+cutover_route_init(void)
+{
+	cutover_route_init_tables();
+	cutover_route_init_scan();
+	cutover_route_init_remote();
+	previous_planner = planner_hook;
+	planner_hook = route_planner;
+	previous_run = ExecutorRun_hook;
+	ExecutorRun_hook = route_run;
+	previous_utility = ProcessUtility_hook;
+	ProcessUtility_hook = route_utility;
+}

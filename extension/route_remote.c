@@ -1,0 +1,713 @@
+/*
+ * route_remote.c - queries on the connection that a session keeps to new.
+ *
+ * One connection for each target, made at first need and closed with the
+ * session.  Rows are taken as they come; if another query needs the
+ * connection, what is left of the present one is read into a tuple store
+ * first.  Under REPEATABLE READ a transaction on new goes with the local one.
+ * Nothing is sent that new was not told to forget: when a local transaction
+ * ends in the middle of a query, the connection is given up, since new may
+ * be unable to answer.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_extension.h"
+#include "commands/extension.h"
+#include "miscadmin.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/hsearch.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
+#include "utils/timeout.h"
+
+#include "guc.h"
+#include "route_remote.h"
+
+/* Statements that are kept prepared on a connection. */
+#define ROUTE_MAX_PREPARED 128
+
+static HTAB *sessions = NULL;
+static uint64 connections = 0;	/* numbers them */
+
+/*
+ * New's error that no local plan could answer for: what was read there is gone.
+ */
+CUTOVER_NORETURN static void
+remote_raise_snapshot_lost(void)
+{
+	ereport(ERROR,
+			errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			errmsg("could not read on from new in the same snapshot"),
+			errdetail("This transaction has read from new, and the connection with its snapshot was lost."),
+			errhint("Repeat the transaction."));
+	pg_unreachable();
+}
+
+/*
+ * Visitor: the foreign server of a target.
+ */
+static bool
+remote_visit_target(Relation rel, HeapTuple tuple, void *arg)
+{
+	bool		isnull;
+
+	*(char **) arg = pstrdup(NameStr(*DatumGetName(cutover_tracked_attr(tuple, RelationGetDescr(rel), "server", &isnull))));
+	return false;
+}
+
+/*
+ * Whose address and password are stored for the target: the extension's owner's.
+ */
+static Oid
+remote_owner(void)
+{
+	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	Oid			owner = InvalidOid;
+
+	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ, CStringGetDatum("cutover"));
+	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return owner;
+}
+
+/*
+ * How long new may take until its first row, in ms; 0 = for ever.  A statement
+ * that has a limit of its own must leave old the time to answer.
+ */
+static int
+remote_limit(void)
+{
+	int			limit = cutover_guc_read_timeout;
+
+	if (StatementTimeout > 0 && (limit == 0 || limit > StatementTimeout / 2))
+		limit = Max(StatementTimeout / 2, 1);
+	return limit;
+}
+
+/*
+ * What is prepared on a connection is gone with it.
+ */
+static void
+remote_forget_prepared(RouteSession *session)
+{
+	while (!dlist_is_empty(&session->prepared))
+	{
+		RouteStatement *statement = dlist_container(RouteStatement, lru, dlist_pop_head_node(&session->prepared));
+
+		statement->prepared_on = 0;
+	}
+	session->nprepared = 0;
+}
+
+/*
+ * Close the connection of a session.
+ */
+void
+cutover_route_disconnect(RouteSession *session)
+{
+	CutoverEndpoint *ep = session->ep;
+
+	if (session->in_xact)
+		session->xact_failed = true;
+	if (session->stream)
+		session->stream->open = false;
+	session->stream = NULL;
+	session->ep = NULL;
+	remote_forget_prepared(session);
+	cutover_endpoint_abandon(ep);
+}
+
+/*
+ * The session of a target, connected.
+ */
+RouteSession *
+cutover_route_session(int32 target_id)
+{
+	bool		found;
+	RouteSession *session;
+	char	   *server = NULL;
+
+	if (sessions == NULL)
+	{
+		HASHCTL		ctl = {.keysize = sizeof(int32), .entrysize = sizeof(RouteSession)};
+
+		sessions = hash_create("cutover sessions", 4, &ctl, HASH_ELEM | HASH_BLOBS);
+	}
+	session = hash_search(sessions, &target_id, HASH_ENTER, &found);
+	if (!found)
+	{
+		memset((char *) session + sizeof(int32), 0, sizeof(*session) - sizeof(int32));
+		dlist_init(&session->prepared);
+	}
+	if (session->xact_failed)
+		remote_raise_snapshot_lost();
+	if (session->ep && !session->in_xact && session->stream == NULL &&
+		(session->stale || !cutover_endpoint_is_usable(session->ep)))
+		cutover_route_disconnect(session);
+	if (session->ep)
+		return session;
+	cutover_tracked_scan("_target", "_target_pkey", "target_id", INT4OID, Int32GetDatum(target_id),
+						 remote_visit_target, &server);
+	if (server == NULL)
+		ereport(ERROR,
+				errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
+				errmsg("there is no target with number %d", target_id));
+	session->stale = false;
+	session->ep = cutover_endpoint_connect_as(server, "cutover reads", remote_owner(), remote_limit());
+	session->number = ++connections;
+	session->fresh = true;
+	session->collation = -1;
+	if (session->settings)
+		pfree(session->settings);
+	session->settings = NULL;
+	session->settings_refused = false;
+	return session;
+}
+
+/*
+ * The stream's memory goes away: with its statement, or with the transaction.
+ */
+static void
+remote_stream_gone(void *arg)
+{
+	RouteStream *stream = arg;
+
+	if (stream->open && stream->session->stream == stream)
+		cutover_route_disconnect(stream->session);
+	stream->open = false;
+	if (stream->plan)
+		cutover_route_release(stream->plan);
+	stream->plan = NULL;
+}
+
+/*
+ * Read the rest of the query that is under way ahead.
+ */
+void
+cutover_route_free_connection(RouteSession *session)
+{
+	RouteStream *stream = session->stream;
+	MemoryContext old;
+	ResourceOwner owner = CurrentResourceOwner;
+	MemoryContext row_cxt;
+
+	if (stream == NULL)
+		return;
+	old = MemoryContextSwitchTo(stream->cxt);
+	CurrentResourceOwner = stream->owner;
+	PG_TRY();
+	{
+		if (stream->store == NULL)
+			stream->store = tuplestore_begin_heap(false, false, work_mem);
+		row_cxt = AllocSetContextCreate(CurrentMemoryContext, "cutover row", ALLOCSET_DEFAULT_SIZES);
+		while (stream->open)
+		{
+			CutoverAnswer answer;
+
+			for (; stream->row < stream->nrows; stream->row++)
+			{
+				MemoryContextReset(row_cxt);
+				MemoryContextSwitchTo(row_cxt);
+				cutover_route_read_row(stream, stream->row, stream->values, stream->nulls);
+				tuplestore_putvalues(stream->store, stream->desc, stream->values, stream->nulls);
+			}
+			MemoryContextSwitchTo(stream->cxt);
+			answer = cutover_endpoint_query_next(session->ep, 0);
+			stream->row = 0;
+			stream->nrows = answer == CUTOVER_ANSWER_ROWS ? cutover_endpoint_query_rows(session->ep) : 0;
+			if (answer == CUTOVER_ANSWER_ROWS)
+				continue;
+			if (answer != CUTOVER_ANSWER_END)
+				cutover_route_raise(stream);
+			stream->open = false;
+			stream->at_end = true;
+			session->stream = NULL;
+		}
+		MemoryContextDelete(row_cxt);
+	}
+	PG_FINALLY();
+	{
+		CurrentResourceOwner = owner;
+		MemoryContextSwitchTo(old);
+	}
+	PG_END_TRY();
+}
+
+/*
+ * Raise what new said.
+ */
+void
+cutover_route_raise(RouteStream *stream)
+{
+	if (stream->session == NULL || stream->session->ep == NULL)
+		ereport(ERROR,
+				errcode(stream->sqlstate ? stream->sqlstate : ERRCODE_CONNECTION_FAILURE),
+				errmsg("new did not answer in time"),
+				errdetail("There was no row within the limit of cutover.read_timeout, and the transaction's earlier reads were answered by new."),
+				errhint("Repeat the transaction."));
+	cutover_endpoint_query_raise(stream->session->ep, stream->plan->statement->sql);
+}
+
+/*
+ * New's answer to one of our own statements, as a start's result.
+ */
+static RouteStart
+remote_failed(RouteStream *stream, CutoverAnswer answer)
+{
+	if (answer == CUTOVER_ANSWER_LATE)
+		return ROUTE_LATE;
+	stream->sqlstate = cutover_endpoint_query_sqlstate(stream->session->ep);
+	return ROUTE_FAILED;
+}
+
+/*
+ * Run a statement without rows.
+ */
+static CutoverAnswer
+remote_command(RouteSession *session, const char *sql, TimestampTz deadline)
+{
+	CutoverQuery query = {.sql = sql};
+	CutoverAnswer answer;
+
+	if (!cutover_endpoint_query_send(session->ep, &query))
+		return CUTOVER_ANSWER_LOST;
+	while ((answer = cutover_endpoint_query_next(session->ep, deadline)) == CUTOVER_ANSWER_ROWS)
+		;
+	return answer;
+}
+
+/*
+ * Have the statement prepared if it comes again.
+ */
+static CutoverAnswer
+remote_prepare(RouteStream *stream, TimestampTz deadline)
+{
+	RouteSession *session = stream->session;
+	RouteStatement *statement = stream->plan->statement;
+	CutoverAnswer answer;
+	Oid		   *types;
+
+	if (statement->prepared_on == session->number)
+	{
+		if (dlist_head_node(&session->prepared) != &statement->lru)
+			dlist_move_head(&session->prepared, &statement->lru);
+		return CUTOVER_ANSWER_END;
+	}
+	if (statement->prepared_on != 0 || statement->uses == 0)
+		return CUTOVER_ANSWER_END;
+	if (session->nprepared >= ROUTE_MAX_PREPARED)
+	{
+		RouteStatement *oldest = dlist_container(RouteStatement, lru, dlist_tail_node(&session->prepared));
+
+		answer = remote_command(session, psprintf("DEALLOCATE %s", oldest->name), deadline);
+		if (answer != CUTOVER_ANSWER_END)
+			return answer;
+		dlist_delete(&oldest->lru);
+		oldest->prepared_on = 0;
+		session->nprepared--;
+	}
+	types = palloc(sizeof(Oid) * Max(stream->plan->nparams, 1));
+	for (int i = 0; i < stream->plan->nparams; i++)
+		types[i] = stream->plan->params[i].wire;
+	snprintf(statement->name, sizeof(statement->name), "r" UINT64_FORMAT, statement->hash);
+	if (!cutover_endpoint_query_prepare(session->ep, statement->name, statement->sql, stream->plan->nparams, types))
+		return CUTOVER_ANSWER_LOST;
+	answer = cutover_endpoint_query_next(session->ep, deadline);
+	if (answer == CUTOVER_ANSWER_END)
+	{
+		statement->prepared_on = session->number;
+		dlist_push_head(&session->prepared, &statement->lru);
+		session->nprepared++;
+	}
+	return answer;
+}
+
+/*
+ * Do the columns that new sends have the types that the plan has?
+ */
+static bool
+remote_check_types(RouteStream *stream)
+{
+	RoutePlan  *plan = stream->plan;
+	CutoverEndpoint *ep = stream->session->ep;
+
+	if (cutover_endpoint_query_columns(ep) != plan->ncolumns)
+		return false;
+	for (int i = 0; i < plan->ncolumns; i++)
+	{
+		Oid			type = cutover_endpoint_query_type(ep, i);
+		Oid			wire = plan->columns[i].wire;
+
+		if (wire == type || (wire == TEXTOID && type == VARCHAROID) || (wire == VARCHAROID && type == TEXTOID))
+			continue;
+		/* a type by another number; but a number that we know is another type */
+		if (OidIsValid(wire) || (type < FirstUnpinnedObjectId && type != RECORDOID))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Send the query and wait for its first rows.
+ */
+static CutoverAnswer
+remote_query(RouteStream *stream, const Datum *values, const bool *nulls, TimestampTz deadline)
+{
+	RoutePlan  *plan = stream->plan;
+	RouteSession *session = stream->session;
+	const char **data = palloc(sizeof(char *) * (plan->nparams + 1));
+	int		   *lengths = palloc(sizeof(int) * (plan->nparams + 1));
+	int		   *formats = palloc(sizeof(int) * (plan->nparams + 1));
+	CutoverQuery query = {.nparams = plan->nparams, .values = data, .lengths = lengths, .formats = formats,
+	.binary = plan->binary};
+	CutoverAnswer answer = remote_prepare(stream, deadline);
+
+	if (answer != CUTOVER_ANSWER_END)
+		return answer;
+	cutover_route_send_values(plan, values, nulls, data, lengths, formats);
+	if (plan->statement->prepared_on == session->number)
+		query.name = plan->statement->name;
+	else
+	{
+		Oid		   *types = palloc(sizeof(Oid) * (plan->nparams + 1));
+
+		for (int i = 0; i < plan->nparams; i++)
+			types[i] = plan->params[i].wire;
+		query.sql = plan->statement->sql;
+		query.types = types;
+	}
+	if (!cutover_endpoint_query_send(session->ep, &query))
+		return CUTOVER_ANSWER_LOST;
+	stream->open = true;
+	session->stream = stream;
+	return cutover_endpoint_query_next(session->ep, deadline);
+}
+
+/*
+ * What the session and new must have in common before this query.
+ */
+static RouteStart
+remote_make_ready(RouteStream *stream, bool collation, bool settings, TimestampTz deadline)
+{
+	RouteSession *session = stream->session;
+	CutoverAnswer answer;
+
+	if (stream->plan->refused_on == session->number)
+	{
+		stream->why = stream->plan->refused_why;
+		return ROUTE_REFUSED;
+	}
+	if (collation && !cutover_route_same_collation(session, deadline))
+	{
+		if (!cutover_endpoint_is_usable(session->ep))
+			return remote_failed(stream, CUTOVER_ANSWER_LOST);
+		stream->why = CUTOVER_WHY(COLLATION);
+		return ROUTE_REFUSED;
+	}
+	if (settings && !cutover_route_send_settings(session, deadline))
+	{
+		if (!cutover_endpoint_is_usable(session->ep))
+			return remote_failed(stream, CUTOVER_ANSWER_LOST);
+		stream->why = CUTOVER_WHY(SETTINGS);
+		return ROUTE_REFUSED;
+	}
+	if (IsolationUsesXactSnapshot() && !session->in_xact)
+	{
+		answer = remote_command(session, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", deadline);
+		if (answer != CUTOVER_ANSWER_END)
+			return remote_failed(stream, answer);
+		session->in_xact = true;
+	}
+	return ROUTE_STARTED;
+}
+
+/*
+ * One attempt to run the query on the connection there is.
+ */
+static RouteStart
+remote_attempt(RouteStream *stream, bool collation, bool settings, const Datum *values, const bool *nulls)
+{
+	RouteSession *session = stream->session;
+	int			limit = remote_limit();
+	TimestampTz deadline = limit > 0 ? TimestampTzPlusMilliseconds(GetCurrentTimestamp(), limit) : 0;
+	RouteStart	ready = remote_make_ready(stream, collation, settings, deadline);
+	CutoverAnswer answer;
+
+	if (ready != ROUTE_STARTED)
+		return ready;
+	answer = remote_query(stream, values, nulls, deadline);
+	if (answer != CUTOVER_ANSWER_ROWS && answer != CUTOVER_ANSWER_END)
+	{
+		if (answer == CUTOVER_ANSWER_FAILED)
+		{
+			stream->open = false;
+			session->stream = NULL;
+			if (session->in_xact)
+				session->xact_failed = true;
+		}
+		return remote_failed(stream, answer);
+	}
+	if (!remote_check_types(stream))
+	{
+		stream->plan->refused_on = session->number;
+		stream->plan->refused_why = stream->why = CUTOVER_WHY(MAPPING);
+		cutover_route_stop(stream);
+		return ROUTE_REFUSED;
+	}
+	session->fresh = false;
+	stream->plan->statement->uses++;
+	stream->nrows = answer == CUTOVER_ANSWER_ROWS ? cutover_endpoint_query_rows(session->ep) : 0;
+	stream->row = 0;
+	if (answer == CUTOVER_ANSWER_END)
+	{
+		stream->at_end = true;
+		stream->open = false;
+		session->stream = NULL;
+	}
+	return ROUTE_STARTED;
+}
+
+/*
+ * Connect, where that may fail.
+ */
+static bool
+remote_connect(RouteStream *stream, int32 target_id)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+	volatile bool ok = true;
+
+	PG_TRY();
+	{
+		stream->session = cutover_route_session(target_id);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(cxt);
+		error = CopyErrorData();
+		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_CONNECTION_EXCEPTION || error->sqlerrcode == 0)
+			PG_RE_THROW();
+		FlushErrorState();
+		stream->sqlstate = ERRCODE_CONNECTION_FAILURE;
+		FreeErrorData(error);
+		ok = false;
+	}
+	PG_END_TRY();
+	return ok;
+}
+
+/*
+ * Errors that the statement will always have there.
+ */
+static bool
+remote_never_works(int sqlstate)
+{
+	int			category = ERRCODE_TO_CATEGORY(sqlstate);
+
+	return category == ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION || category == ERRCODE_FEATURE_NOT_SUPPORTED;
+}
+
+/*
+ * Bind a stream to its plan, and both to the stream's memory.
+ */
+void
+cutover_route_attach(RouteStream *stream, RoutePlan *plan)
+{
+	stream->plan = plan;
+	stream->owner = CurrentResourceOwner;
+	stream->callback.func = remote_stream_gone;
+	stream->callback.arg = stream;
+	MemoryContextRegisterResetCallback(stream->cxt, &stream->callback);
+}
+
+/*
+ * Run a plan's query on new.  A connection that has broken since it was last
+ * used is made again.
+ */
+RouteStart
+cutover_route_start(RouteStream *stream, CutoverTarget *target, bool collation, bool settings,
+					const Datum *values, const bool *nulls)
+{
+	RoutePlan  *plan = stream->plan;
+	RouteStart	result = ROUTE_FAILED;
+
+	for (int attempt = 0; attempt < 2; attempt++)
+	{
+		bool		again;
+
+		if (!remote_connect(stream, target->target_id))
+			return ROUTE_FAILED;
+		cutover_route_free_connection(stream->session);
+		result = remote_attempt(stream, collation, settings, values, nulls);
+		if (result == ROUTE_STARTED || result == ROUTE_REFUSED)
+			return result;
+		again = result == ROUTE_FAILED && !cutover_endpoint_is_usable(stream->session->ep) &&
+			!stream->session->fresh && !stream->session->in_xact;
+		if (!again)
+			break;
+		cutover_route_disconnect(stream->session);
+	}
+	if (result == ROUTE_FAILED && remote_never_works(stream->sqlstate))
+	{
+		plan->refused_on = stream->session->number;
+		plan->refused_why = CUTOVER_WHY(ERROR);
+	}
+	if (result == ROUTE_LATE || (!cutover_endpoint_is_usable(stream->session->ep) && cutover_policy_may_fall_back(target)))
+		cutover_route_disconnect(stream->session);
+	return result;
+}
+
+/*
+ * The next row.
+ */
+bool
+cutover_route_fetch(RouteStream *stream, TupleTableSlot *slot)
+{
+	while (stream->row >= stream->nrows)
+	{
+		CutoverAnswer answer;
+
+		if (stream->at_end)
+			return false;
+		/* gone with its connection, by an error elsewhere */
+		if (!stream->open)
+			ereport(ERROR,
+					errcode(ERRCODE_CONNECTION_FAILURE),
+					errmsg("lost the connection to new in the middle of a result"),
+					errhint("Repeat the statement."));
+		answer = cutover_endpoint_query_next(stream->session->ep, 0);
+		if (answer == CUTOVER_ANSWER_LATE)
+		{
+			cutover_route_disconnect(stream->session);
+			ereport(ERROR,
+					errcode(ERRCODE_CONNECTION_FAILURE),
+					errmsg("no answer from new in the middle of a result for %d s", cutover_guc_network_timeout),
+					errdetail("Rows were returned already, so that the statement can't be answered by old."),
+					errhint("Repeat the statement; \"cutover.network_timeout\" is the limit."));
+		}
+		if (answer == CUTOVER_ANSWER_FAILED || answer == CUTOVER_ANSWER_LOST)
+			cutover_route_raise(stream);
+		stream->row = 0;
+		stream->nrows = answer == CUTOVER_ANSWER_ROWS ? cutover_endpoint_query_rows(stream->session->ep) : 0;
+		if (answer == CUTOVER_ANSWER_END)
+		{
+			stream->at_end = true;
+			stream->open = false;
+			stream->session->stream = NULL;
+			return false;
+		}
+	}
+	ExecClearTuple(slot);
+	cutover_route_read_row(stream, stream->row++, slot->tts_values, slot->tts_isnull);
+	ExecStoreVirtualTuple(slot);
+	return true;
+}
+
+/*
+ * No more rows are wanted.
+ */
+void
+cutover_route_stop(RouteStream *stream)
+{
+	RouteSession *session = stream->session;
+
+	if (stream->open && session->stream == stream)
+	{
+		stream->open = false;
+		session->stream = NULL;
+		if (!cutover_endpoint_query_end(session->ep))
+			cutover_route_disconnect(session);
+	}
+	stream->at_end = true;
+	stream->row = stream->nrows = 0;
+}
+
+/*
+ * The local transaction has ended: so does new's.  Must not raise.
+ */
+static void
+remote_xact_callback(XactEvent event, void *arg)
+{
+	HASH_SEQ_STATUS seq;
+	RouteSession *session;
+	bool		committed = event == XACT_EVENT_COMMIT || event == XACT_EVENT_PREPARE;
+
+	if (sessions == NULL || (!committed && event != XACT_EVENT_ABORT))
+		return;
+	hash_seq_init(&seq, sessions);
+	while ((session = hash_seq_search(&seq)) != NULL)
+	{
+		/* a query in the middle, or nobody can say where: new may not even answer */
+		if (session->ep && (session->stream || !cutover_endpoint_is_quiet(session->ep)))
+			cutover_route_disconnect(session);
+		else if (session->in_xact && session->ep)
+			cutover_endpoint_send_off(session->ep, committed ? "COMMIT" : "ROLLBACK");
+		if (session->in_xact && !committed && session->settings)
+		{
+			pfree(session->settings);	/* those set in it are rolled back, too */
+			session->settings = NULL;
+		}
+		session->in_xact = session->xact_failed = false;
+	}
+}
+
+/*
+ * Part of the local transaction was rolled back: a query that it was waiting for is of no use.
+ */
+static void
+remote_subxact_callback(SubXactEvent event, SubTransactionId id, SubTransactionId parent, void *arg)
+{
+	HASH_SEQ_STATUS seq;
+	RouteSession *session;
+
+	if (sessions == NULL || event != SUBXACT_EVENT_ABORT_SUB)
+		return;
+	hash_seq_init(&seq, sessions);
+	while ((session = hash_seq_search(&seq)) != NULL)
+		if (session->ep && session->stream == NULL && !cutover_endpoint_is_quiet(session->ep))
+			cutover_route_disconnect(session);
+}
+
+/*
+ * A server or a mapping has changed.
+ */
+static void
+remote_address_callback(Datum arg, int cacheid, uint32 hashvalue)
+{
+	HASH_SEQ_STATUS seq;
+	RouteSession *session;
+
+	if (sessions == NULL)
+		return;
+	hash_seq_init(&seq, sessions);
+	while ((session = hash_seq_search(&seq)) != NULL)
+		session->stale = true;
+}
+
+/*
+ * Set up.
+ */
+void
+cutover_route_init_remote(void)
+{
+	RegisterXactCallback(remote_xact_callback, NULL);
+	RegisterSubXactCallback(remote_subxact_callback, NULL);
+	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, remote_address_callback, (Datum) 0);
+	CacheRegisterSyscacheCallback(USERMAPPINGUSERSERVER, remote_address_callback, (Datum) 0);
+}

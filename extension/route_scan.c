@@ -1,0 +1,459 @@
+/*
+ * route_scan.c - the custom scan that runs a SELECT on old or on new.
+ *
+ * It stands above the finished local plan and decides when it is started, so
+ * that a prepared statement follows the ratio.  On old it hands through the rows of the local
+ * plan, which is not even initialized otherwise.  Until new has sent its first row
+ * the local plan can still take over; not after that, so that no result is mixed.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "commands/explain.h"
+#if PG_VERSION_NUM >= 180000
+#include "commands/explain_format.h"
+#include "commands/explain_state.h"
+#endif
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "nodes/extensible.h"
+#include "nodes/makefuncs.h"
+#include "nodes/nodeFuncs.h"
+#include "nodes/pathnodes.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+
+#include "route_remote.h"
+#include "route_scan.h"
+
+/* custom_private: the query; numbers by ScanPrivate; table ids */
+enum ScanPrivate
+{
+	SCAN_ID, SCAN_TARGET, SCAN_WHOLE_ROW, SCAN_COLLATION, SCAN_SETTINGS
+};
+
+typedef enum ScanSide
+{
+	SCAN_LOCAL,
+	SCAN_NEW,					/* chosen, not begun */
+	SCAN_STREAMING				/* new has answered */
+} ScanSide;
+
+typedef struct RouteScanState
+{
+	CustomScanState css;
+	CutoverTarget *target;
+	ScanSide	side;
+	const char *why;			/* of the local side */
+	int			eflags;
+	bool		keep;			/* rows may be asked for again */
+	bool		store_ended;	/* the end of the store was reached */
+	RouteStream *stream;
+	Relation	saved_relation; /* what belongs in css.ss; see scan_show_position() */
+	TupleTableSlot *saved_slot;
+	bool		shown;
+} RouteScanState;
+
+static Node *scan_create(CustomScan *plan);
+static void scan_begin(CustomScanState *node, EState *estate, int eflags);
+static TupleTableSlot *scan_exec(CustomScanState *node);
+static void scan_end(CustomScanState *node);
+static void scan_rescan(CustomScanState *node);
+static void scan_explain(CustomScanState *node, List *ancestors, ExplainState *es);
+
+static const CustomScanMethods scan_methods = {"Cutover", scan_create};
+static const CustomExecMethods scan_exec_methods = {
+	.CustomName = "Cutover",
+	.BeginCustomScan = scan_begin,
+	.ExecCustomScan = scan_exec,
+	.EndCustomScan = scan_end,
+	.ReScanCustomScan = scan_rescan,
+	.ExplainCustomScan = scan_explain,
+};
+
+/*
+ * Set up.
+ */
+void
+cutover_route_init_scan(void)
+{
+	RegisterCustomScanMethods(&scan_methods);
+}
+
+/*
+ * A custom scan above a finished plan.
+ */
+Plan *
+cutover_route_wrap(Plan *local, Query *query, const RouteCheck *check)
+{
+	static int	last_id = 0;
+	CustomScan *scan = makeNode(CustomScan);
+	List	   *numbers;
+	ListCell   *lc;
+
+	foreach(lc, local->targetlist)
+	{
+		TargetEntry *tle = lfirst(lc);
+		Oid			type = exprType((Node *) tle->expr);
+		int32		typmod = exprTypmod((Node *) tle->expr);
+		Oid			collation = exprCollation((Node *) tle->expr);
+		TargetEntry *entry = flatCopyTargetEntry(tle);
+
+		entry->expr = (Expr *) makeNullConst(type, typmod, collation);
+		scan->custom_scan_tlist = lappend(scan->custom_scan_tlist, entry);
+		entry = flatCopyTargetEntry(tle);
+		entry->expr = (Expr *) makeVar(INDEX_VAR, tle->resno, type, typmod, collation, 0);
+		scan->scan.plan.targetlist = lappend(scan->scan.plan.targetlist, entry);
+	}
+	scan->scan.plan.startup_cost = local->startup_cost;
+	scan->scan.plan.total_cost = local->total_cost;
+	scan->scan.plan.plan_rows = local->plan_rows;
+	scan->scan.plan.plan_width = local->plan_width;
+	scan->scan.plan.plan_node_id = -1;
+	scan->scan.plan.extParam = bms_copy(local->extParam);
+	scan->scan.plan.allParam = bms_copy(local->allParam);
+	scan->flags = ExecSupportsBackwardScan(local) ? CUSTOMPATH_SUPPORT_BACKWARD_SCAN : 0;
+	scan->custom_plans = list_make1(local);
+	last_id = last_id == INT_MAX ? 1 : last_id + 1;
+	numbers = list_make5_int(last_id, check->target_id, check->whole_row, check->collation, check->settings);
+	scan->custom_private = list_make3(query, numbers, check->table_ids);
+	scan->methods = &scan_methods;
+	return (Plan *) scan;
+}
+
+/*
+ * What cutover_route_wrap() has put there.
+ */
+static int
+scan_number(RouteScanState *state, enum ScanPrivate which)
+{
+	return list_nth_int(lsecond(((CustomScan *) state->css.ss.ps.plan)->custom_private), which);
+}
+
+static Query *
+scan_query(RouteScanState *state)
+{
+	return linitial_node(Query, ((CustomScan *) state->css.ss.ps.plan)->custom_private);
+}
+
+/*
+ * Is this one of our scans?
+ */
+static bool
+scan_is_ours(PlanState *planstate)
+{
+	return planstate && IsA(planstate, CustomScanState) && ((CustomScanState *) planstate)->methods == &scan_exec_methods;
+}
+
+/*
+ * Does the statement read on new?
+ */
+bool
+cutover_route_reads_new(PlanState *planstate)
+{
+	return scan_is_ours(planstate) && ((RouteScanState *) planstate)->side != SCAN_LOCAL;
+}
+
+static Node *
+scan_create(CustomScan *plan)
+{
+	RouteScanState *state = (RouteScanState *) newNode(sizeof(RouteScanState), T_CustomScanState);
+
+	state->css.methods = &scan_exec_methods;
+	return (Node *) state;
+}
+
+/*
+ * WHERE CURRENT OF looks for the scan of a table, and would not find it below
+ * this node: let this one pass for it.
+ */
+static void
+scan_show_position(RouteScanState *state, PlanState *child)
+{
+	if (!IsA(child, SeqScanState) && !IsA(child, IndexScanState) && !IsA(child, BitmapHeapScanState) &&
+		!IsA(child, TidScanState) && !IsA(child, IndexOnlyScanState))
+		return;
+	state->saved_relation = state->css.ss.ss_currentRelation;
+	state->saved_slot = state->css.ss.ss_ScanTupleSlot;
+	state->css.ss.ss_currentRelation = ((ScanState *) child)->ss_currentRelation;
+	state->css.ss.ss_ScanTupleSlot = ((ScanState *) child)->ss_ScanTupleSlot;
+	state->shown = true;
+}
+
+/*
+ * Have the local plan answer.
+ */
+static void
+scan_go_local(RouteScanState *state, const char *why)
+{
+	EState	   *estate = state->css.ss.ps.state;
+	MemoryContext old = MemoryContextSwitchTo(estate->es_query_cxt);
+	PlanState  *child;
+
+	state->side = SCAN_LOCAL;
+	state->why = why;
+	child = ExecInitNode(linitial(((CustomScan *) state->css.ss.ps.plan)->custom_plans), estate, state->eflags);
+	state->css.custom_ps = list_make1(child);
+	scan_show_position(state, child);
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Start of an execution: choose the side.
+ */
+static void
+scan_begin(CustomScanState *node, EState *estate, int eflags)
+{
+	RouteScanState *state = (RouteScanState *) node;
+	List	   *tables = lthird(((CustomScan *) node->ss.ps.plan)->custom_private);
+	const char *why = NULL;
+	CutoverSide side = CUTOVER_SIDE_OLD;
+
+	state->eflags = eflags;
+	state->keep = (eflags & (EXEC_FLAG_BACKWARD | EXEC_FLAG_REWIND)) != 0;
+	state->target = cutover_tracked_target(scan_number(state, SCAN_TARGET));
+	if (cutover_route_context_forbids(state->target))
+		why = CUTOVER_WHY(CONTEXT);
+	else
+		side = cutover_policy_decide(state->target, tables, &why);
+	if (side == CUTOVER_SIDE_NEW)
+	{
+		state->side = SCAN_NEW;
+		return;
+	}
+	if (!(eflags & EXEC_FLAG_EXPLAIN_ONLY))
+		cutover_policy_count(state->target, CUTOVER_READ_KEPT, why);
+	scan_go_local(state, why);
+}
+
+/*
+ * One of the query's own parameters; false if there is no such value.
+ */
+static bool
+scan_extern_param(ParamListInfo params, int number, Oid type, Datum *value, bool *isnull)
+{
+	ParamExternData data;
+	ParamExternData *param;
+
+	if (params == NULL || number > params->numParams)
+		return false;
+	if (params->paramFetch)
+		param = params->paramFetch(params, number, false, &data);
+	else
+		param = &params->params[number - 1];
+	if (!OidIsValid(param->ptype) || param->ptype != type)
+		return false;
+	*value = param->value;
+	*isnull = param->isnull;
+	return true;
+}
+
+/*
+ * All parameters of new's statement.  False if one has no value.
+ */
+static bool
+scan_params(RouteScanState *state, RoutePlan *plan, Datum *values, bool *nulls)
+{
+	ExprContext *econtext = state->css.ss.ps.ps_ExprContext;
+	EState	   *estate = state->css.ss.ps.state;
+
+	for (int i = 0; i < plan->nparams; i++)
+		if (plan->externs[i] > 0)
+		{
+			if (!scan_extern_param(estate->es_param_list_info, plan->externs[i], plan->params[i].type, &values[i], &nulls[i]))
+				return false;
+		}
+		else
+		{
+			MemoryContext old = MemoryContextSwitchTo(estate->es_query_cxt);
+			ExprState  *expr = ExecInitExpr(list_nth(plan->folded, -plan->externs[i] - 1), &state->css.ss.ps);
+
+			MemoryContextSwitchTo(old);
+			values[i] = ExecEvalExpr(expr, econtext, &nulls[i]);
+		}
+	return true;
+}
+
+/*
+ * New did not answer: old does, if it may.
+ */
+static void
+scan_fall_back(RouteScanState *state, RouteStart result)
+{
+	RouteStream *stream = state->stream;
+	bool		late = result == ROUTE_LATE;
+	const char *why = late ? CUTOVER_WHY(TIMEOUT) :
+		ERRCODE_TO_CATEGORY(stream->sqlstate) == ERRCODE_CONNECTION_EXCEPTION ? CUTOVER_WHY(CONNECTION) : CUTOVER_WHY(ERROR);
+
+	cutover_policy_failed(state->target, late ? 0 : stream->sqlstate);
+	if (!cutover_policy_may_fall_back(state->target))
+		cutover_route_raise(stream);
+	cutover_policy_count(state->target, late ? CUTOVER_READ_TIMEOUT : CUTOVER_READ_FALLBACK, why);
+	scan_go_local(state, why);
+}
+
+/*
+ * First row: run the query on new.
+ */
+static void
+scan_start(RouteScanState *state)
+{
+	ExprContext *econtext = state->css.ss.ps.ps_ExprContext;
+	EState	   *estate = state->css.ss.ps.state;
+	RouteStream *stream;
+	RoutePlan  *plan;
+	RouteStart	result = ROUTE_REFUSED;
+	MemoryContext old;
+	Datum	   *values;
+	bool	   *nulls;
+
+	plan = cutover_route_translate(scan_number(state, SCAN_ID), scan_query(state), scan_number(state, SCAN_WHOLE_ROW));
+	old = MemoryContextSwitchTo(estate->es_query_cxt);
+	state->stream = stream = palloc0(sizeof(RouteStream));
+	stream->cxt = estate->es_query_cxt;
+	stream->desc = state->css.ss.ss_ScanTupleSlot->tts_tupleDescriptor;
+	stream->values = palloc(sizeof(Datum) * (stream->desc->natts + 1));
+	stream->nulls = palloc(sizeof(bool) * (stream->desc->natts + 1));
+	cutover_route_attach(stream, plan);
+	MemoryContextSwitchTo(econtext->ecxt_per_tuple_memory);
+	values = palloc(sizeof(Datum) * (plan->nparams + 1));
+	nulls = palloc(sizeof(bool) * (plan->nparams + 1));
+	if (scan_params(state, plan, values, nulls))
+		result = cutover_route_start(stream, state->target, scan_number(state, SCAN_COLLATION),
+									 scan_number(state, SCAN_SETTINGS), values, nulls);
+	else
+		stream->why = CUTOVER_WHY(OTHER);
+	MemoryContextSwitchTo(old);
+	switch (result)
+	{
+		case ROUTE_STARTED:
+			state->side = SCAN_STREAMING;
+			cutover_policy_count(state->target, CUTOVER_READ_ROUTED, NULL);
+			if (state->keep)
+			{
+				old = MemoryContextSwitchTo(estate->es_query_cxt);
+				stream->store = tuplestore_begin_heap(true, false, work_mem);
+				state->store_ended = true;
+				MemoryContextSwitchTo(old);
+			}
+			break;
+		case ROUTE_REFUSED:
+			cutover_policy_count(state->target, CUTOVER_READ_KEPT, stream->why);
+			scan_go_local(state, stream->why);
+			break;
+		default:
+			scan_fall_back(state, result);
+	}
+}
+
+/*
+ * The next row through the store: as the executor's Material node does it.
+ */
+static TupleTableSlot *
+scan_from_store(RouteScanState *state, TupleTableSlot *slot)
+{
+	RouteStream *stream = state->stream;
+	bool		forward = ScanDirectionIsForward(state->css.ss.ps.state->es_direction);
+	bool		ended = tuplestore_ateof(stream->store);
+
+	if (!forward && ended)
+	{
+		/* the row before the one that was returned last */
+		if (!stream->at_end && !tuplestore_advance(stream->store, false))
+			return ExecClearTuple(slot);
+		ended = false;
+	}
+	if (!ended)
+	{
+		if (tuplestore_gettupleslot(stream->store, forward, false, slot))
+			return slot;
+		if (!forward)
+			return ExecClearTuple(slot);
+	}
+	if (stream->at_end || !cutover_route_fetch(stream, slot))
+		return ExecClearTuple(slot);
+	if (state->keep)
+		tuplestore_puttupleslot(stream->store, slot);
+	return slot;
+}
+
+/*
+ * The next row.
+ */
+static TupleTableSlot *
+scan_exec(CustomScanState *node)
+{
+	RouteScanState *state = (RouteScanState *) node;
+	TupleTableSlot *slot = node->ss.ss_ScanTupleSlot;
+	MemoryContext old;
+
+	if (state->side == SCAN_NEW)
+		scan_start(state);
+	if (state->side == SCAN_LOCAL)
+		return ExecProcNode(linitial(node->custom_ps));
+	ResetExprContext(node->ss.ps.ps_ExprContext);
+	old = MemoryContextSwitchTo(node->ss.ps.ps_ExprContext->ecxt_per_tuple_memory);
+	if (state->stream->store)
+		slot = scan_from_store(state, slot);
+	else if (!cutover_route_fetch(state->stream, slot))
+		ExecClearTuple(slot);
+	MemoryContextSwitchTo(old);
+	return slot;
+}
+
+/*
+ * From the start again (a cursor that moves back).
+ */
+static void
+scan_rescan(CustomScanState *node)
+{
+	RouteScanState *state = (RouteScanState *) node;
+
+	if (state->side == SCAN_LOCAL)
+		ExecReScan(linitial(node->custom_ps));
+	else if (state->side == SCAN_STREAMING && state->keep)
+		tuplestore_rescan(state->stream->store);
+	else if (state->side == SCAN_STREAMING)
+	{
+		cutover_route_stop(state->stream);
+		state->side = SCAN_NEW;
+	}
+}
+
+/*
+ * End of an execution.
+ */
+static void
+scan_end(CustomScanState *node)
+{
+	RouteScanState *state = (RouteScanState *) node;
+
+	if (state->shown)
+	{
+		node->ss.ss_currentRelation = state->saved_relation;
+		node->ss.ss_ScanTupleSlot = state->saved_slot;
+	}
+	if (node->custom_ps != NIL)
+		ExecEndNode(linitial(node->custom_ps));
+	if (state->side == SCAN_STREAMING)
+	{
+		cutover_route_stop(state->stream);
+		if (state->stream->store)
+			tuplestore_end(state->stream->store);
+	}
+}
+
+/*
+ * EXPLAIN: where it runs, why, and what is sent.
+ */
+static void
+scan_explain(CustomScanState *node, List *ancestors, ExplainState *es)
+{
+	RouteScanState *state = (RouteScanState *) node;
+
+	ExplainPropertyText("Runs on", state->side == SCAN_LOCAL ? "old" : "new", es);
+	if (state->side == SCAN_LOCAL && state->why)
+		ExplainPropertyText("Reason", state->why, es);
+	if (state->side != SCAN_LOCAL || es->verbose)
+		ExplainPropertyText("Remote SQL", cutover_route_sql(scan_query(state), scan_number(state, SCAN_WHOLE_ROW)), es);
+}
