@@ -47,8 +47,8 @@ typedef struct RouteScanState
 	const char *why;			/* of the local side */
 	int			eflags;
 	bool		keep;			/* rows may be asked for again */
-	bool		store_ended;	/* the end of the store was reached */
 	RouteStream *stream;
+	TupleTableSlot *store_slot; /* for rows out of the store */
 	Relation	saved_relation; /* what belongs in css.ss; see scan_show_position() */
 	TupleTableSlot *saved_slot;
 	bool		shown;
@@ -333,7 +333,6 @@ scan_start(RouteScanState *state)
 			{
 				old = MemoryContextSwitchTo(estate->es_query_cxt);
 				stream->store = tuplestore_begin_heap(true, false, work_mem);
-				state->store_ended = true;
 				MemoryContextSwitchTo(old);
 			}
 			break;
@@ -365,8 +364,15 @@ scan_from_store(RouteScanState *state, TupleTableSlot *slot)
 	}
 	if (!ended)
 	{
-		if (tuplestore_gettupleslot(stream->store, forward, false, slot))
-			return slot;
+		if (state->store_slot == NULL)
+		{
+			MemoryContext old = MemoryContextSwitchTo(state->css.ss.ps.state->es_query_cxt);
+
+			state->store_slot = ExecInitExtraTupleSlot(state->css.ss.ps.state, stream->desc, &TTSOpsMinimalTuple);
+			MemoryContextSwitchTo(old);
+		}
+		if (tuplestore_gettupleslot(stream->store, forward, false, state->store_slot))
+			return state->store_slot;
 		if (!forward)
 			return ExecClearTuple(slot);
 	}
