@@ -168,7 +168,9 @@ rotate_is_retained(CutoverSession *session, int segment, char **kept, char **sin
 {
 	int64		limit = (int64) cutover_guc_queue_limit * 1024 * 1024;
 	int64		total = rotate_total(session);
-	bool		pressed = total >= (limit > 0 ? limit / 4 * 3 : (int64) cutover_guc_queue_segment_size * 1024 * 1024 * ROTATE_KEEP_SEGMENTS);
+	int64		most = limit > 0 ? limit / 2 : (int64) cutover_guc_queue_segment_size * 1024 * 1024 * ROTATE_KEEP_SEGMENTS;
+	/* begin early: a rotation gives back but the oldest of three */
+	bool		pressed = total >= most || (limit > 0 && rotate_bytes(session, (segment + 2) % 3) >= limit / 4);
 
 	*kept = *since = NULL;
 	rotate_drop_pins(session, limit > 0 && total >= limit / 8 * 7);
