@@ -62,7 +62,7 @@ BEGIN
 		FROM pg_catalog.jsonb_to_recordset($1::jsonb)
 			AS w(seq oid, seq_schema name, seq_name name, new_schema name, new_table name, new_column name)
 		LEFT JOIN pg_catalog.pg_attribute a ON a.attname = w.new_column AND a.attnum > 0
-			AND a.attrelid = pg_catalog.to_regclass(pg_catalog.format('%I.%I', w.new_schema, w.new_table))
+			AND a.attrelid = pg_catalog.to_regclass(pg_catalog.quote_ident(w.new_schema) || '.' || pg_catalog.quote_ident(w.new_table))
 		$sql$, v_wanted::text) r
 	JOIN cutover._sequences(target_id) w ON w.seq = (r->>'seq')::oid;
 END
@@ -102,7 +102,7 @@ DECLARE
 	v_step numeric;
 	v_wanted numeric;							-- what comes next here, at least
 	v_next numeric;								-- what does
-	v_room numeric;
+	v_margin numeric;
 	v_set int := 0;
 BEGIN
 	FOR i IN 1 .. cardinality(names) LOOP
@@ -125,17 +125,16 @@ BEGIN
 		END IF;
 		v_next := v_here.last_value + CASE WHEN v_here.is_called THEN s.seqincrement ELSE 0 END;
 		v_wanted := v_last + CASE WHEN (v_there->'called')::boolean THEN v_step ELSE 0 END;
+		-- of what is left at most a hundredth, so that a small sequence is not used up by switches
+		v_margin := trunc(least(greatest(1000, 2 * (v_there->'cache')::numeric),
+			abs(CASE WHEN v_step > 0 THEN s.seqmax ELSE s.seqmin END - v_last) / abs(v_step) / 100));
 		IF margin AND (v_there->'called')::boolean THEN
-			-- half of what is wanted is enough: the margin is not added at every look
-			v_wanted := v_wanted + trunc(v_step * least(greatest(1000, 2 * (v_there->'cache')::numeric) / 2,
-				trunc(abs(CASE WHEN v_step > 0 THEN s.seqmax ELSE s.seqmin END - v_last) / abs(v_step) / 4)));
+			-- half of it left is enough: it is not added at every look
+			v_wanted := v_wanted + trunc(v_step * trunc(v_margin / 2));
 		END IF;
 		IF (v_next - v_wanted) * sign(v_step) < 0 THEN
 			IF (v_there->'called')::boolean THEN
-				-- of what is left at most half, so that a small sequence serves on
-				v_room := trunc(abs(CASE WHEN v_step > 0 THEN s.seqmax ELSE s.seqmin END - v_last) / abs(v_step) / 2);
-				PERFORM setval(names[i]::regclass,
-					(v_last + v_step * least(v_room, greatest(1000, 2 * (v_there->'cache')::numeric)))::bigint, true);
+				PERFORM setval(names[i]::regclass, (v_last + v_step * v_margin)::bigint, true);
 			ELSE
 				PERFORM setval(names[i]::regclass, v_last::bigint, false);
 			END IF;
