@@ -152,6 +152,7 @@ REGRESS = \
 	fence \
 	install \
 	interface \
+	mode \
 	preflight \
 	read_policy \
 	run \

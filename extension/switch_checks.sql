@@ -7,8 +7,9 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 		SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 		WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast', 'cutover')
 			AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
-			AND NOT EXISTS (SELECT FROM cutover._member m JOIN cutover._table t USING (table_id)
-				WHERE t.target_id = $1 AND (m.relid = c.oid OR c.relkind = 'p' AND t.old_table IN (SELECT a.relid FROM pg_partition_ancestors(c.oid) a))))
+			AND NOT EXISTS (SELECT FROM cutover._member m JOIN cutover._table t USING (table_id) WHERE t.target_id = $1 AND m.relid = c.oid)
+			AND NOT EXISTS (SELECT FROM cutover._table t WHERE t.target_id = $1
+				AND (t.old_table = c.oid OR t.old_table IN (SELECT a.relid FROM pg_partition_ancestors(c.oid) a))))
 		AND EXISTS (SELECT FROM cutover._table t WHERE t.target_id = $1)
 $$;
 COMMENT ON FUNCTION cutover._whole_database(int) IS 'whether every table of this database is under this target';
