@@ -83,7 +83,7 @@ SELECT cutover_add_target('y', :'address');
 \echo :SQLSTATE
 SELECT srvname FROM pg_foreign_server ORDER BY 1;
 SELECT relname, reloptions, relpersistence FROM pg_class
-WHERE relname ~ '^_queue_' AND relkind = 'r' ORDER BY 1;
+WHERE relname ~ '^_queue_\d' AND relkind = 'r' ORDER BY 1;
 SELECT count(*) FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass
 WHERE d.deptype = 'e' AND d.classid = 'pg_class'::regclass AND d.objid::regclass::text ~ '^cutover._queue_\d+_\d$';
 
@@ -129,7 +129,7 @@ SELECT cutover_drop_target('other');
 SELECT count(*) FROM pg_namespace WHERE nspname = 'cutover';
 \c regress_target_old
 \set SHOW_CONTEXT never
-SELECT count(*) FROM pg_class WHERE relname ~ '^_queue_' AND relkind = 'r';
+SELECT count(*) FROM pg_class WHERE relname ~ '^_queue_\d' AND relkind = 'r';
 DROP DATABASE regress_target_other;
 
 -- what the connecting role needs

@@ -22,7 +22,7 @@ sub nothing_left
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 
 	is(sql(q{SELECT (SELECT count(*) FROM pg_trigger WHERE tgname ~ 'cutover') + (SELECT count(*) FROM pg_foreign_server)
-		+ (SELECT count(*) FROM pg_class WHERE relname ~ '^_queue_') + (SELECT count(*) FROM cutover._target)}),
+		+ (SELECT count(*) FROM pg_class WHERE relname ~ '^_queue_\d') + (SELECT count(*) FROM cutover._target)}),
 		0, "$what: nothing is left on old");
 	is(sql(q{SELECT count(*) FROM pg_namespace WHERE nspname = 'cutover'}, $new), 0, "$what: nor on new");
 }
