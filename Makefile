@@ -66,6 +66,19 @@ OBJS = \
 	worker/compare_schedule.o \
 	worker/coalesce.o \
 	worker/chunk_plan.o \
+	worker/comparer.o \
+	worker/comparer_diff.o \
+	worker/comparer_equal.o \
+	worker/comparer_plan.o \
+	worker/comparer_record.o \
+	worker/comparer_settle.o \
+	worker/comparer_side.o \
+	worker/comparer_sql.o \
+	worker/comparer_start.o \
+	worker/comparer_table.o \
+	worker/comparer_type.o \
+	worker/comparer_wait.o \
+	worker/comparer_window.o \
 	worker/copier.o \
 	worker/copier_prepare.o \
 	worker/copier_worker.o \
@@ -130,6 +143,7 @@ SQL_PARTS = \
 	extension/switch_run.sql \
 	extension/switch_foresee.sql \
 	extension/compare_schema.sql \
+	extension/compare_run.sql \
 	extension/compare.sql \
 	extension/compare_repair.sql \
 	extension/compare_schedule.sql \

@@ -10,7 +10,15 @@ CREATE TABLE cutover._compare_run (
 	ended_at timestamptz,
 	actor name NOT NULL,
 	pid int,									-- of the worker that coordinates; NULL once it ended
-	error text									-- may hold row values
+	tables int[] NOT NULL DEFAULT '{}',
+	since timestamptz,							-- as asked for
+	until timestamptz,
+	time_zone text,								-- of the caller: what a time stamp without one means
+	snapshot pg_snapshot NOT NULL DEFAULT pg_current_snapshot(),	-- with started_at it dates changes
+	error text,									-- may hold row values
+	sqlstate text,
+	detail text,
+	hint text
 );
 CREATE INDEX ON cutover._compare_run (target_id, run);
 
@@ -33,6 +41,7 @@ CREATE TABLE cutover._compare_result (
 	complete boolean NOT NULL DEFAULT false,	-- false: under way, or broken off
 	chunks_done int NOT NULL DEFAULT 0,
 	chunks_total int,							-- NULL: not known yet
+	planning boolean NOT NULL DEFAULT false,	-- a worker is about to cut it into chunks
 	waiting_for text,							-- why it does not go faster, in words
 	PRIMARY KEY (run, table_id, method)
 );
@@ -43,8 +52,11 @@ CREATE INDEX ON cutover._compare_result (table_id, run);
 CREATE TABLE cutover._compare_chunk (
 	run bigint NOT NULL,
 	table_id int NOT NULL,
+	method text NOT NULL,
 	chunk_no int NOT NULL,
-	lower text[],								-- key values, inclusive; NULL = from the start
+	kind text NOT NULL							-- keys: known to differ; range: of the key; hash: of the key; time: of the
+		CHECK (kind IN ('keys', 'range', 'hash', 'time', 'queue')),	-- version column; queue: what changed
+	lower text[],								-- inclusive; NULL = from the start
 	upper text[],								-- exclusive; NULL = to the end
 	state text NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'running', 'done')),
 	worker int,									-- number of the worker that took it
@@ -55,11 +67,11 @@ CREATE TABLE cutover._compare_chunk (
 	representation bigint NOT NULL DEFAULT 0,
 	deferred bigint NOT NULL DEFAULT 0,
 	capped boolean NOT NULL DEFAULT false,
-	PRIMARY KEY (run, table_id, chunk_no),
+	PRIMARY KEY (run, table_id, method, chunk_no),
 	FOREIGN KEY (run) REFERENCES cutover._compare_run ON DELETE CASCADE,
 	FOREIGN KEY (table_id) REFERENCES cutover._table ON DELETE CASCADE
 );
-CREATE INDEX ON cutover._compare_chunk (run, table_id, state, chunk_no) WHERE state <> 'done';
+CREATE INDEX ON cutover._compare_chunk (run, table_id, method, chunk_no) WHERE state <> 'done';
 
 -- Open differences; a row goes once both sides were found equal again.
 CREATE TABLE cutover._divergence (
@@ -76,7 +88,8 @@ CREATE TABLE cutover._divergence (
 	times_seen bigint NOT NULL DEFAULT 1,
 	state text NOT NULL DEFAULT 'confirmed' CHECK (state IN ('confirmed', 'deferred', 'compensating')),
 	copies bigint NOT NULL DEFAULT 1,			-- of the row, too few or too many; without a key only
-	run bigint									-- that saw it last
+	run bigint,									-- that saw it last, and by which method
+	method text
 );
 -- A row as key may be too large for an index: two hashes stand for it.
 CREATE UNIQUE INDEX _divergence_key ON cutover._divergence (table_id, jsonb_hash_extended(key, 0), jsonb_hash_extended(key, 1));
@@ -95,5 +108,6 @@ CREATE TABLE cutover._compare_pin (
 -- Where consecutive windows go on.
 CREATE TABLE cutover._compare_position (
 	table_id int PRIMARY KEY REFERENCES cutover._table ON DELETE CASCADE,
-	until timestamptz NOT NULL
+	until timestamptz,							-- by version column; NULL = not yet
+	snapshot pg_snapshot						-- by changes: what this saw has been looked at
 );

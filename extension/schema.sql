@@ -72,7 +72,8 @@ CREATE TABLE cutover._table (
 	row_filter text,							-- as given
 	row_filter_expr pg_node_tree,				-- the same, compiled against old_table
 	version_column name,
-	final_when text,
+	final_when text,							-- as given
+	final_when_expr pg_node_tree,				-- the same, compiled against old_table
 	shard_by text,
 	reverse_columns jsonb,
 	key_attnums int2[] NOT NULL,				-- of old_table, in index order; empty = whole row

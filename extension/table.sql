@@ -297,6 +297,7 @@ DECLARE
 	v_new record;
 	v_id int;
 	v_filter pg_node_tree;
+	v_final pg_node_tree;
 BEGIN
 	SELECT * INTO v_unfit FROM cutover._unfit_relation(old_table);
 	IF v_unfit.message IS NOT NULL THEN
@@ -332,7 +333,7 @@ BEGIN
 		v_filter := cutover._compile_expression(old_table, row_filter, 'boolean', 'row_filter');
 	END IF;
 	IF final_when IS NOT NULL THEN
-		PERFORM cutover._compile_expression(old_table, final_when, 'boolean', 'final_when');
+		v_final := cutover._compile_expression(old_table, final_when, 'boolean', 'final_when');
 	END IF;
 	IF columns IS NOT NULL THEN
 		PERFORM cutover._check_mapping('columns', columns, true);
@@ -342,9 +343,9 @@ BEGIN
 	END IF;
 	BEGIN
 		INSERT INTO cutover._table (target_id, old_table, new_schema, new_name, default_columns, row_filter, row_filter_expr,
-			version_column, final_when, reverse_columns, key_attnums)
+			version_column, final_when, final_when_expr, reverse_columns, key_attnums)
 		VALUES (_add_one_table.target_id, _add_one_table.old_table, v_new.new_schema, v_new.new_name, columns IS NULL, row_filter, v_filter,
-			version_column, final_when, reverse_columns, cutover._find_key(_add_one_table.old_table))
+			version_column, final_when, v_final, reverse_columns, cutover._find_key(_add_one_table.old_table))
 		RETURNING table_id INTO v_id;
 	EXCEPTION WHEN unique_violation THEN
 		RAISE EXCEPTION 'table % is already under migration', old_table USING ERRCODE = '55006',
