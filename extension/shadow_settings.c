@@ -21,10 +21,14 @@
 #include "utils/float.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/pg_locale.h"
 #include "utils/xml.h"
 
 #include "shadow.h"
+
+/* of utils/pg_locale.h, which asks for the headers of ICU */
+extern PGDLLIMPORT char *locale_monetary;
+extern PGDLLIMPORT char *locale_numeric;
+extern PGDLLIMPORT char *locale_time;
 
 /* In this order they are packed. */
 static const struct

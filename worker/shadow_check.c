@@ -294,11 +294,65 @@ check_row_choice(CheckContext *context, Query *query)
 }
 
 /*
+ * The columns of the result.
+ */
+static bool
+check_result(CheckContext *context, Query *query)
+{
+	int			column = 0;
+	bool		stop = false;
+	ListCell   *lc;
+
+	context->in_result = true;
+	foreach(lc, query->targetList)
+	{
+		TargetEntry *tle = lfirst_node(TargetEntry, lc);
+		bool		plain = !tle->resjunk && tle->ressortgroupref == 0 && query->setOperations == NULL &&
+			IsA(tle->expr, Var) && ((Var *) tle->expr)->varattno != 0;
+
+		if (plain && check_var_is_excluded(context, (Var *) tle->expr))
+			context->ignored[column] = true;
+		else if ((stop = check_node((Node *) tle->expr, context)))
+			break;
+		column += !tle->resjunk;
+	}
+	context->in_result = false;
+	return stop;
+}
+
+/*
+ * The statement itself: its tables first, as columns refer to them, and its result apart.
+ */
+static bool
+check_top(CheckContext *context, Query *query)
+{
+	ListCell   *lc;
+
+	foreach(lc, query->rtable)
+	{
+		RangeTblEntry *rte = lfirst_node(RangeTblEntry, lc);
+
+		if (rte->rtekind == RTE_RELATION && check_node((Node *) rte, context))
+			return true;
+	}
+	return check_result(context, query) ||
+		range_table_walker(query->rtable, check_node, context, QTW_EXAMINE_RTES_BEFORE | QTW_IGNORE_JOINALIASES) ||
+		check_node((Node *) query->jointree, context) ||
+		check_node(query->setOperations, context) ||
+		check_node(query->havingQual, context) ||
+		check_node((Node *) query->cteList, context) ||
+		check_node(query->limitCount, context) ||
+		check_node(query->limitOffset, context) ||
+		check_node((Node *) query->windowClause, context);
+}
+
+/*
  * A query at any level.
  */
 static bool
 check_query(CheckContext *context, Query *query)
 {
+	bool		in_result = context->in_result;
 	bool		stop;
 
 	if (query->commandType != CMD_SELECT || query->hasModifyingCTE)
@@ -312,49 +366,10 @@ check_query(CheckContext *context, Query *query)
 	if (context->skip != CUTOVER_SHADOW_TAKEN)
 		return true;
 	context->queries = lcons(query, context->queries);
-	if (query == context->top)
-	{
-		ListCell   *lc;
-		int			column = 0;
-
-		/* the tables first: columns refer to them */
-		foreach(lc, query->rtable)
-		{
-			RangeTblEntry *rte = lfirst_node(RangeTblEntry, lc);
-
-			if (rte->rtekind == RTE_RELATION && check_node((Node *) rte, context))
-				return true;
-		}
-		context->in_result = true;
-		foreach(lc, query->targetList)
-		{
-			TargetEntry *tle = lfirst_node(TargetEntry, lc);
-			bool		plain = !tle->resjunk && tle->ressortgroupref == 0 && query->setOperations == NULL && IsA(tle->expr, Var);
-
-			if (plain && check_var_is_excluded(context, (Var *) tle->expr) && ((Var *) tle->expr)->varattno != 0)
-				context->ignored[column] = true;
-			else if (check_node((Node *) tle->expr, context))
-				return true;
-			column += !tle->resjunk;
-		}
-		context->in_result = false;
-		stop = range_table_walker(query->rtable, check_node, context, QTW_EXAMINE_RTES_BEFORE | QTW_IGNORE_JOINALIASES) ||
-			check_node((Node *) query->jointree, context) ||
-			check_node(query->setOperations, context) ||
-			check_node(query->havingQual, context) ||
-			check_node((Node *) query->cteList, context) ||
-			check_node(query->limitCount, context) ||
-			check_node(query->limitOffset, context) ||
-			check_node((Node *) query->windowClause, context);
-	}
-	else
-	{
-		bool		in_result = context->in_result;
-
-		context->in_result = false;
-		stop = query_tree_walker(query, check_node, context, QTW_EXAMINE_RTES_BEFORE | QTW_IGNORE_JOINALIASES);
-		context->in_result = in_result;
-	}
+	context->in_result = false;
+	stop = query == context->top ? check_top(context, query) :
+		query_tree_walker(query, check_node, context, QTW_EXAMINE_RTES_BEFORE | QTW_IGNORE_JOINALIASES);
+	context->in_result = in_result;
 	context->queries = list_delete_first(context->queries);
 	return stop;
 }
@@ -456,7 +471,7 @@ cutover_shadow_check(Query *query, CutoverShadowQuery *q, int32 target_id, bool 
 	context.ignored = palloc0(sizeof(bool) * Max(list_length(query->targetList), 1));
 	if (check_node((Node *) query, &context))
 		return context.skip == CUTOVER_SHADOW_TAKEN ? CUTOVER_SHADOW_UNDETERMINED : context.skip;
-	q->relids = palloc(sizeof(Oid) * Max(list_length(context.tables), 1));
+	q->relids = MemoryContextAlloc(q->context, sizeof(Oid) * Max(list_length(context.tables), 1));
 	foreach(lc, context.tables)
 		q->relids[n++] = ((CheckTable *) lfirst(lc))->relid;
 	q->nrelids = n;

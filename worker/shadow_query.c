@@ -274,12 +274,13 @@ query_deparse(Query *query)
 }
 
 /*
- * Forms of the result's columns.
+ * Forms of the result's columns, in the query's context.
  */
 static void
 query_describe(CutoverShadowQuery *q, Query *query, const bool *ignored, const CutoverShadowEntry *entry)
 {
 	Oid		   *types = palloc(sizeof(Oid) * Max(list_length(query->targetList), 1));
+	MemoryContext old = MemoryContextSwitchTo(q->context);
 	bool		floats;
 	bool		times;
 	ListCell   *lc;
@@ -303,10 +304,20 @@ query_describe(CutoverShadowQuery *q, Query *query, const bool *ignored, const C
 			q->output[i].form = q->input[i].form = CUTOVER_SHADOW_IGNORED;
 			q->excluding = true;
 		}
+	MemoryContextSwitchTo(old);
 }
 
 /*
- * Read a statement again, in the query's context, under the session's settings.
+ * A copy in the query's context.
+ */
+static void *
+query_keep(CutoverShadowQuery *q, const void *data, Size size)
+{
+	return memcpy(MemoryContextAlloc(q->context, Max(size, 1)), data, size);
+}
+
+/*
+ * Read a statement again, under the session's settings.
  */
 static void
 query_read(CutoverShadowQuery *q, const CutoverShadowEntry *entry)
@@ -324,7 +335,8 @@ query_read(CutoverShadowQuery *q, const CutoverShadowEntry *entry)
 		return;
 	cutover_shadow_entry_params(entry, types, texts);
 	query = parse_analyze_fixedparams(stmt, entry->data, types, entry->nparams, NULL);
-	q->text = cutover_shadow_normalize(entry->data, cutover_jumble_query_compat(query, entry->data));
+	q->text = MemoryContextStrdup(q->context,
+								  cutover_shadow_normalize(entry->data, cutover_jumble_query_compat(query, entry->data)));
 	q->queryid = entry->queryid != 0 ? entry->queryid : query->queryId;
 	if (query->commandType != CMD_SELECT || query->utilityStmt != NULL)
 		return;
@@ -339,10 +351,10 @@ query_read(CutoverShadowQuery *q, const CutoverShadowEntry *entry)
 	fold.sources = palloc(sizeof(int) * fold.max);
 	fold.types = palloc(sizeof(Oid) * fold.max);
 	query = castNode(Query, query_fold((Node *) query, &fold));
-	q->sql = query_deparse(query);
+	q->sql = MemoryContextStrdup(q->context, query_deparse(query));
 	q->nparams = fold.n;
-	q->sources = fold.sources;
-	q->types = fold.types;
+	q->sources = query_keep(q, fold.sources, sizeof(int) * fold.n);
+	q->types = query_keep(q, fold.types, sizeof(Oid) * fold.n);
 }
 
 /*
@@ -362,7 +374,6 @@ query_read_in_xact(CutoverShadowQuery *q, const CutoverShadowEntry *entry)
 	cutover_shadow_settings_apply(cutover_shadow_entry_settings(entry));
 	GetUserIdAndSecContext(&userid, &context);
 	SetUserIdAndSecContext(entry->userid, context | SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION);
-	MemoryContextSwitchTo(q->context);
 	query_read(q, entry);
 	for (int i = 0; i < q->nrelids; i++)
 		query_watch(q->relids[i]);
