@@ -38,6 +38,7 @@ int			cutover_guc_read_from = CUTOVER_READ_FROM_AUTO;
 int			cutover_guc_read_timeout = 3000;
 int			cutover_guc_retry_max_delay = 10000;
 char	   *cutover_guc_route_key = NULL;
+int			cutover_guc_shadow_max_rate = 2000;
 int			cutover_guc_shadow_max_rows = 10000;
 int			cutover_guc_shadow_workers = 1;
 int			cutover_guc_spill_size = 1024;
@@ -205,6 +206,11 @@ cutover_guc_init(void)
 							   "The read ratio is a share of keys where this is set, else of sessions.",
 							   &cutover_guc_route_key, "",
 							   PGC_USERSET, 0, NULL, cutover_clients_assign_route_key, NULL);
+	DefineCustomIntVariable("cutover.shadow_max_rate",
+							"SELECTs that one shadow worker runs on new in a second.",
+							"What comes faster is dropped, and counted. Zero means no limit.",
+							&cutover_guc_shadow_max_rate, 2000, 0, INT_MAX,
+							PGC_SIGHUP, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("cutover.shadow_max_rows",
 							"Rows of the largest result that is also read from new and compared.",
 							"A larger one counts as skipped.",

@@ -51,6 +51,7 @@ extern int	cutover_guc_read_from;	/* CutoverReadFrom */
 extern int	cutover_guc_read_timeout;	/* ms, 0 = for ever */
 extern int	cutover_guc_retry_max_delay;	/* ms */
 extern char *cutover_guc_route_key;
+extern int	cutover_guc_shadow_max_rate;	/* statements a second and worker, 0 = no limit */
 extern int	cutover_guc_shadow_max_rows;	/* of a result that is compared */
 extern int	cutover_guc_shadow_workers;
 extern int	cutover_guc_spill_size; /* kB of changes kept in a backend before a block is written */

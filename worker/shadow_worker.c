@@ -31,6 +31,8 @@
 #include "shadow_worker.h"
 
 #define TICK_MS 1000
+#define NAP_MS 20				/* between looks while samples come: waking us costs a session more than the sample */
+#define SLEEP_AFTER_MS 2000		/* nothing came for so long: from now on the next sample wakes us */
 #define BUSY_WRITE_MS 5000		/* how often counts are written while there is work */
 #define IDLE_END_MS 300000
 
@@ -180,7 +182,9 @@ worker_step(void)
 		/* in between: a busy ring must not keep suspects waiting until they are given up */
 		static uint32 turn = 0;
 
-		if (++turn % 16 != 0 && cutover_shadow_ring_take(worker_ring, entry))
+		if (++turn % 16 == 0 && cutover_shadow_suspect_step(worker_slot))
+			worked = true;
+		else if (cutover_shadow_ring_take(worker_ring, entry))
 		{
 			CutoverShadowQuery *found = cutover_shadow_query_find(entry);
 
@@ -194,7 +198,7 @@ worker_step(void)
 			}
 		}
 		else
-			worked = cutover_shadow_suspect_step(worker_slot) || turn % 16 == 0;
+			worked = cutover_shadow_suspect_step(worker_slot);
 	}
 	PG_CATCH();
 	{
@@ -216,6 +220,45 @@ worker_step(void)
 }
 
 /* ---- the loop ---- */
+
+/*
+ * May another statement be run on new?  At most cutover.shadow_max_rate in a
+ * second, what was not used in the last one may be used now.
+ */
+static bool
+worker_has_turn(TimestampTz now)
+{
+	static TimestampTz filled = 0;
+	static double turns = 0;
+	double		rate = cutover_guc_shadow_max_rate;
+
+	if (rate == 0)
+		return true;
+	turns = Min(rate, turns + rate * (now - filled) / 1000000.0);
+	filled = now;
+	if (turns < 1)
+		return false;
+	turns--;
+	return true;
+}
+
+/*
+ * Nothing to do: look again soon while samples come, else sleep.
+ */
+static void
+worker_rest(TimestampTz idle_since)
+{
+	if (connect_after != 0 || cutover_shadow_ring_has(worker_ring) || cutover_shadow_suspect_any() ||
+		!TimestampDifferenceExceeds(idle_since, GetCurrentTimestamp(), SLEEP_AFTER_MS))
+	{
+		worker_wait(cutover_shadow_suspect_any() ? NAP_MS / 2 : NAP_MS);
+		return;
+	}
+	/* whoever publishes from now on sees that somebody sleeps */
+	pg_atomic_exchange_u32(&worker_ring->sleeping, 1);
+	if (!cutover_shadow_ring_has(worker_ring))
+		worker_wait(TICK_MS);
+}
 
 /*
  * Write counts; a failure there (the target is just going) is no reason to end.
@@ -265,7 +308,7 @@ worker_loop(void)
 				for (int i = 1; i < cutover_guc_shadow_workers; i++)
 					cutover_launcher_start_shadow(worker_slot, worker_args.target_id, i);
 		}
-		worked = worker_step();
+		worked = worker_has_turn(now) && worker_step();
 		if (worked)
 			last_work = now;
 		if (TimestampDifferenceExceeds(last_write, now, worked ? BUSY_WRITE_MS : TICK_MS))
@@ -274,12 +317,7 @@ worker_loop(void)
 			last_write = now;
 		}
 		if (!worked)
-		{
-			/* whoever publishes from now on sees that somebody sleeps */
-			pg_atomic_exchange_u32(&worker_ring->sleeping, 1);
-			if (connect_after != 0 || !cutover_shadow_ring_has(worker_ring))
-				worker_wait(cutover_shadow_suspect_any() ? 10 : TICK_MS);
-		}
+			worker_rest(last_work);
 	}
 	worker_write();
 }
