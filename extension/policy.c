@@ -340,7 +340,8 @@ cutover_policy_pin(CutoverTarget *target)
 {
 	CutoverPolicy *policy = cutover_policy_get(target);
 
-	if (policy->lxid == cutover_my_lxid_compat())
+	/* new may have been chosen, and have refused */
+	if (policy->lxid == cutover_my_lxid_compat() && (policy->side == CUTOVER_SIDE_OLD || policy->answered))
 		return;
 	policy->lxid = cutover_my_lxid_compat();
 	policy->side = CUTOVER_SIDE_OLD;
@@ -377,9 +378,9 @@ cutover_policy_may_fall_back(CutoverTarget *target)
 		return false;
 	if (target->wrote_new != 0 && (slot == NULL || !policy_has_own(slot, &target->wrote_new)))
 		return false;
-	if (target->mode != CUTOVER_MODE_NEW_ONLY)
+	if (!policy_is_forward(target))
 		return true;
-	/* now old is the one that follows */
+	/* old is the one that follows, and no longer the one that is asked */
 	lag = slot != NULL ? policy_lag(slot) : -1;
 	return cutover_guc_max_read_lag < 0 || (lag >= 0 && lag <= cutover_guc_max_read_lag * INT64CONST(1000));
 }

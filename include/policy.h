@@ -116,7 +116,7 @@ extern void cutover_policy_failed(CutoverTarget *target, int sqlstate);
 /*
  * May the local plan answer instead?  Not where the transaction has read from
  * new in a snapshot that it must keep, nor where old lacks what this session has committed on
- * new, nor where old is the one that is too far behind.  What a transaction has written on new and not
+ * new, nor where writes are forwarded and old is too far behind.  What a transaction has written on new and not
  * committed is the caller's business.
  */
 extern bool cutover_policy_may_fall_back(CutoverTarget *target);

@@ -165,6 +165,7 @@ is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\n" . read_sql('fail') . "\n
 is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\n" . read_sql('count') . "\n" . read_sql('fail') . "\nCOMMIT;"), "new\nstuck", 'new answered with its snapshot: no way back');
 
 is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\n" . read_sql('keep') . "\n" . read_sql() . "\nCOMMIT;"), "row_lock\ntransaction", 'one that has begun on old stays');
+is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\n" . read_sql() . "\n" . read_sql('keep') . "\n" . read_sql() . "\nCOMMIT;"), "new\nrow_lock\ntransaction", 'also if new was chosen and did not answer');
 is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\n" . read_sql('count') . "\n" . read_sql('keep') . "\n" . read_sql() . "\nCOMMIT;"), "new\nrow_lock\nnew", 'as one that has begun on new');
 is($on->($s, "BEGIN;\n" . read_sql('keep') . "\n" . read_sql() . "\nCOMMIT;"), "row_lock\nnew", 'with a snapshot for each statement it does not matter');
 is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\nSELECT FROM pg_export_snapshot();\n" . read_sql() . "\nCOMMIT;"), 'isolation', 'a snapshot that is shared stays on old');
@@ -308,6 +309,7 @@ is($side->($s), 'new', 'where writes are forwarded, reads follow');
 is($on->($s, "BEGIN ISOLATION LEVEL SERIALIZABLE;\n" . read_sql() . "\nCOMMIT;"), 'new', 'serializable, too');
 is($all->(q{SELECT string_agg(DISTINCT reads_from, ' ') FROM cutover.sessions WHERE routable}), 'new', 'which is seen');
 is($on->($s, "SET cutover.read_from = 'old';\n" . read_sql() . "\nRESET cutover.read_from;"), 'read_from', 'but a session may insist');
+is($on->($s, "SET cutover.max_read_lag = -1;\n" . read_sql('fail')), 'new', 'old answers where new failed, if it may be far behind');
 $all->("$writable UPDATE cutover._target SET old_writes = 'reject'; SELECT cutover_set_read_ratio(100)");
 $all->(q{SELECT cutover_set_mode('dual_write', force => true)});
 $becomes->('and back', 'new', $s);
