@@ -300,6 +300,8 @@ check_special(Node *node, CheckContext *cxt)
 		case T_Var:
 			return check_var((Var *) node, cxt);
 		case T_Param:
+			if (((Param *) node)->paramkind == PARAM_SUBLINK)
+				return false;	/* the column of a subquery */
 			if (((Param *) node)->paramkind != PARAM_EXTERN)
 				return check_refuse(cxt, CUTOVER_WHY(OTHER), NULL);
 			if (check_names_objects(((Param *) node)->paramtype))

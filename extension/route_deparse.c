@@ -162,7 +162,7 @@ deparse_mutator(Node *node, DeparseContext *cxt)
 		}
 		return (Node *) query;
 	}
-	if (IsA(node, Param))
+	if (IsA(node, Param) && ((Param *) node)->paramkind == PARAM_EXTERN)
 		return deparse_param((Param *) node, cxt);
 	return expression_tree_mutator(node, deparse_mutator, cxt);
 }

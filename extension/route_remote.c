@@ -214,6 +214,7 @@ cutover_route_free_connection(RouteSession *session)
 	{
 		if (stream->store == NULL)
 			stream->store = tuplestore_begin_heap(false, false, work_mem);
+		tuplestore_select_read_pointer(stream->store, stream->ahead);
 		row_cxt = AllocSetContextCreate(CurrentMemoryContext, "cutover row", ALLOCSET_DEFAULT_SIZES);
 		while (stream->open)
 		{
@@ -239,6 +240,7 @@ cutover_route_free_connection(RouteSession *session)
 			session->stream = NULL;
 		}
 		MemoryContextDelete(row_cxt);
+		tuplestore_select_read_pointer(stream->store, 0);
 	}
 	PG_FINALLY();
 	{

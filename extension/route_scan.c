@@ -333,6 +333,7 @@ scan_start(RouteScanState *state)
 			{
 				old = MemoryContextSwitchTo(estate->es_query_cxt);
 				stream->store = tuplestore_begin_heap(true, false, work_mem);
+				stream->ahead = tuplestore_alloc_read_pointer(stream->store, 0);
 				MemoryContextSwitchTo(old);
 			}
 			break;

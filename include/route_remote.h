@@ -52,6 +52,7 @@ typedef struct RouteStream
 	int			row;			/* next one of the chunk */
 	int			nrows;
 	Tuplestorestate *store;		/* rows that were read ahead, or must be kept */
+	int			ahead;			/* read pointer to append with: the first one stays where it is then */
 	const char *why;			/* after REFUSED */
 	int			sqlstate;		/* after FAILED */
 	Datum	   *values;			/* of a row that goes into the store */
