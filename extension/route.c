@@ -52,15 +52,18 @@ route_planner(Query *parse, const char *query_string, int cursor_options, ParamL
 	PlannedStmt *plan;
 	Query	   *query = NULL;
 	RouteCheck	check;
+	int32		target_id = 0;
 
-	if (parse->commandType == CMD_SELECT && route_in_client() && cutover_tracked_any() && cutover_route_reads_tracked(parse))
+	if (parse->commandType == CMD_SELECT && route_in_client() && cutover_tracked_any())
+		target_id = cutover_route_reads_target(parse);
+	if (target_id != 0)
 	{
 		cutover_route_check(parse, &check);
 		/* the planner scribbles on what it gets */
 		if (check.why == NULL)
 			query = copyObject(parse);
-		else if (check.target_id != 0)
-			cutover_policy_count(cutover_tracked_target(check.target_id), CUTOVER_READ_KEPT, check.why);
+		else
+			cutover_policy_count(cutover_tracked_target(target_id), CUTOVER_READ_KEPT, check.why);
 	}
 	if (previous_planner)
 		plan = previous_planner(parse, query_string, cursor_options, params);

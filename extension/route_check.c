@@ -48,28 +48,39 @@ check_refuse(CheckContext *cxt, const char *why, char *detail)
 }
 
 /*
- * Walker: does the query read a table under migration?
+ * Walker: find the target of the first table under migration.
  */
 static bool
-check_reads_tracked(Node *node, void *arg)
+check_find_tracked(Node *node, int32 *target_id)
 {
 	if (node == NULL)
 		return false;
 	if (IsA(node, RangeTblEntry))
 	{
 		RangeTblEntry *rte = (RangeTblEntry *) node;
+		RouteTable *table;
 
-		return rte->rtekind == RTE_RELATION && rte->relkind != RELKIND_VIEW && cutover_route_table(rte->relid)->known;
+		if (rte->rtekind != RTE_RELATION || rte->relkind == RELKIND_VIEW)
+			return false;
+		table = cutover_route_table(rte->relid);
+		*target_id = table->known ? table->target_id : 0;
+		return table->known;
 	}
 	if (IsA(node, Query))
-		return query_tree_walker((Query *) node, check_reads_tracked, arg, QTW_EXAMINE_RTES_BEFORE);
-	return expression_tree_walker(node, check_reads_tracked, arg);
+		return query_tree_walker((Query *) node, check_find_tracked, target_id, QTW_EXAMINE_RTES_BEFORE);
+	return expression_tree_walker(node, check_find_tracked, target_id);
 }
 
-bool
-cutover_route_reads_tracked(Query *query)
+/*
+ * The target of the tables under migration that a query reads; 0 = it reads none.
+ */
+int32
+cutover_route_reads_target(Query *query)
 {
-	return check_reads_tracked((Node *) query, NULL);
+	int32		target_id = 0;
+
+	(void) check_find_tracked((Node *) query, &target_id);
+	return target_id;
 }
 
 /*

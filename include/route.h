@@ -113,7 +113,7 @@ extern RouteTable *cutover_route_table(Oid relid);
 extern uint64 cutover_route_generation(void);
 
 /* route_check.c */
-extern bool cutover_route_reads_tracked(Query *query);
+extern int32 cutover_route_reads_target(Query *query);
 extern void cutover_route_check(Query *query, RouteCheck *check);
 
 /* route_function.c */

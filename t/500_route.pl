@@ -50,8 +50,23 @@ CREATE POLICY mine ON guarded USING (owner = current_user);
 CREATE TABLE parent (id int PRIMARY KEY, v text);
 CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent);
 INSERT INTO parent VALUES (1, 'p'); INSERT INTO child VALUES (2, 'c');
+CREATE TABLE mark (id int PRIMARY KEY, side text);
+INSERT INTO mark VALUES (1, 'old'), (2, 'old'), (3, 'old');
+CREATE FUNCTION mark_sql() RETURNS text LANGUAGE sql STABLE AS 'SELECT side FROM mark WHERE id = 1';
+CREATE FUNCTION mark_volatile() RETURNS text LANGUAGE plpgsql AS $$BEGIN RETURN (SELECT side FROM mark WHERE id = 1); END$$;
+CREATE FUNCTION mark_loop() RETURNS text LANGUAGE plpgsql AS $$
+DECLARE t text := ''; a record; b record;
+BEGIN
+	FOR a IN SELECT id, side FROM mark ORDER BY id LOOP
+		FOR b IN SELECT side FROM mark WHERE id = a.id LOOP t := t || a.side || '/' || b.side || ' '; END LOOP;
+	END LOOP;
+	RETURN t;
+END $$;
+CREATE FUNCTION mark_definer() RETURNS text LANGUAGE sql SECURITY DEFINER AS 'SELECT side FROM mark WHERE id = 1';
+CREATE FUNCTION mark_trigger() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN NEW.v := (SELECT side FROM mark WHERE id = 1); RETURN NEW; END$$;
 CREATE TABLE stays (id int PRIMARY KEY, v text);
 INSERT INTO stays VALUES (1, 'only here');
+CREATE TRIGGER fill BEFORE INSERT ON stays FOR EACH ROW WHEN (NEW.v IS NULL) EXECUTE FUNCTION mark_trigger();
 CREATE VIEW item_view AS SELECT i.id, i.name, g.title FROM item i JOIN grp g ON g.id = i.grp;
 CREATE VIEW item_sum AS SELECT title, count(*) AS n FROM item_view GROUP BY title;
 CREATE FUNCTION own(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1 + 1';
@@ -78,7 +93,7 @@ EXCEPTION WHEN division_by_zero THEN
 	RETURN 'caught ' || (SELECT name FROM item WHERE id = 5);
 END $$;
 CREATE PROCEDURE proc(INOUT n int) LANGUAGE plpgsql AS $$BEGIN n := (SELECT max(id) FROM item WHERE id < n); COMMIT; n := n + (SELECT min(id) FROM grp); END$$;
-CREATE ROLE reader; GRANT SELECT ON guarded, item TO reader;
+CREATE ROLE reader; GRANT SELECT ON guarded, item, mark TO reader;
 SQL
 # the names differ there
 $new->safe_psql('postgres', $TYPES . <<'SQL');
@@ -87,12 +102,12 @@ CREATE TABLE moved.people (pk int PRIMARY KEY, ln text, fn text, amount_cents bi
 SQL
 my $file = PostgreSQL::Test::Utils::tempdir() . '/new.sql';
 PostgreSQL::Test::Utils::system_or_bail('pg_dump', '--schema-only', '--no-acl', '-d', $old->connstr('postgres'), '-f', $file,
-	map { "--table=$_" } qw(item grp part part_a part_b filtered guarded parent child), '"Odd Schema".*');
+	map { "--table=$_" } qw(item grp part part_a part_b filtered guarded parent child mark), '"Odd Schema".*');
 $new->command_ok([ 'psql', '-XqAt', '-v', 'ON_ERROR_STOP=1', '-d', $new->connstr('postgres'), '-f', $file ], 'schema on new');
 cutover_add_target($old, $new);
 $old->safe_psql('postgres', <<'SQL');
 SELECT cutover_add_table('item'), cutover_add_table('grp'), cutover_add_table('part'), cutover_add_table('guarded'),
-	cutover_add_table('"Odd Schema"."Odd ""Table"'), cutover_add_table('parent');
+	cutover_add_table('"Odd Schema"."Odd ""Table"'), cutover_add_table('parent'), cutover_add_table('mark');
 SELECT cutover_add_table('filtered', row_filter => 'v < 10');
 SELECT cutover_add_table('renamed', 'moved.people', '{"pk":"id","ln":"last_name","fn":"first_name","amount_cents":"(amount*100)::bigint"}');
 SELECT cutover_start();
@@ -297,5 +312,59 @@ foreach my $i (@asked)
 		unlike($where{$i}, qr/Runs on: new|ERROR/, "stays on old: $sql");
 	}
 }
+
+# ---- which side answered: a row that is not the same there
+
+$new->safe_psql('postgres', q{ALTER TABLE mark DISABLE TRIGGER ALL; UPDATE mark SET side = 'new'; UPDATE item SET name = 'new' WHERE false; ALTER TABLE mark ENABLE TRIGGER ALL});
+my $READ = 'SELECT side FROM mark WHERE id = 1';
+my @sides = (
+	[ 'a statement', $READ, 'new' ],
+	[ 'a session that reads from old', "SET cutover.read_from = old; $READ", 'old' ],
+	[ 'a setting that ends with the transaction', "BEGIN; SET LOCAL cutover.read_from = old; $READ; COMMIT; $READ", "old\nnew" ],
+	[ 'a prepared statement changes sides', "PREPARE p AS $READ; " . join('; ', map { "SET cutover.read_from = $_; EXECUTE p" } (qw(new old) x 5)), join("\n", (qw(new old) x 5)) ],
+	[ 'with a generic plan, too', "SET plan_cache_mode = force_generic_plan; PREPARE p(int) AS SELECT side FROM mark WHERE id = \$1; " . join('; ', map { "SET cutover.read_from = $_; EXECUTE p(1)" } (qw(old new) x 3)), join("\n", (qw(old new) x 3)) ],
+	[ 'a function in SQL', 'SELECT mark_sql()', 'new' ],
+	[ 'a function in PL/pgSQL', 'SELECT mark_volatile()', 'new' ],
+	[ 'loops in loops', 'SELECT mark_loop()', 'new/new new/new new/new ' ],
+	[ 'a function with its owner\'s rights', 'SELECT mark_definer()', 'new' ],
+	[ 'a function in a query that stays on old', 'SELECT side, mark_volatile() FROM mark WHERE id = 1', 'old|old' ],
+	[ 'the same with a query of other tables', 'SELECT v, mark_volatile() FROM stays', 'only here|new' ],
+	[ 'COPY of a query', "COPY ($READ) TO STDOUT", 'new' ],
+	[ 'a cursor', "BEGIN; DECLARE c CURSOR FOR $READ; FETCH c; COMMIT", 'new' ],
+	[ 'a transaction with one snapshot', "BEGIN ISOLATION LEVEL REPEATABLE READ; $READ; SELECT side FROM mark WHERE id = 2; COMMIT", "new\nnew" ],
+	[ 'a transaction that wrote', "BEGIN; UPDATE stays SET v = v; $READ; ROLLBACK", 'old' ],
+	[ 'a trigger', "BEGIN; INSERT INTO stays VALUES (7) RETURNING v; ROLLBACK", 'old' ],
+	[ 'INSERT ... SELECT', "BEGIN; INSERT INTO stays SELECT 8, side FROM mark WHERE id = 1 RETURNING v; ROLLBACK", 'old' ],
+	[ 'CREATE TABLE AS', "CREATE TEMP TABLE x AS $READ; SELECT * FROM x", 'old' ],
+	[ 'CREATE TABLE AS EXECUTE', "PREPARE q AS $READ; CREATE TEMP TABLE x AS EXECUTE q; SELECT * FROM x", 'old' ],
+	[ 'EXPLAIN ANALYZE of it', "EXPLAIN (ANALYZE, COSTS off, TIMING off, SUMMARY off) CREATE TABLE explained AS $READ", qr/Runs on: old/ ],
+	[ 'a materialized view', "CREATE MATERIALIZED VIEW x AS $READ; SELECT * FROM x; DROP MATERIALIZED VIEW x", 'old' ],
+	[ 'a procedure', 'CALL proc(4)', 3 ],
+	[ 'text in another client encoding', "SET client_encoding = latin1; SELECT array_agg(side), min(side) FROM mark", '{new,new,new}|new' ],
+	[ 'a role that may read', "SET ROLE reader; $READ", 'new' ],
+	[ 'a role with no rights of its own there', 'SET ROLE reader; SELECT title FROM grp', qr/permission denied for table grp/ ],
+	[ 'row security', 'SET ROLE reader; SELECT id FROM guarded', 1 ],
+	[ 'an analyzed one', "EXPLAIN (ANALYZE, COSTS off, TIMING off, SUMMARY off) $READ", qr/actual rows=1.*Runs on: new.*Remote SQL: SELECT side/s ]);
+foreach my $case (@sides)
+{
+	my ($what, $sql, $expected) = @$case;
+	my (undef, $stdout, $stderr) = $old->psql('postgres', "SET cutover.read_from = new; $sql");
+	my $got = $stdout . $stderr;
+	ref $expected ? like($got, $expected, "side: $what") : is($got, $expected, "side: $what");
+}
+
+# foreign keys look at old: a row that is there only, and one that is on new only
+$old->safe_psql('postgres', 'CREATE TABLE refers (id int PRIMARY KEY, mark int); INSERT INTO refers VALUES (1, 3)');
+$new->safe_psql('postgres', q{ALTER TABLE mark DISABLE TRIGGER ALL; DELETE FROM mark WHERE id = 3; INSERT INTO mark VALUES (4, 'new'); ALTER TABLE mark ENABLE TRIGGER ALL});
+$old->safe_psql('postgres', 'SET cutover.read_from = new; ALTER TABLE refers ADD FOREIGN KEY (mark) REFERENCES mark');
+pass('a foreign key is checked on old');
+is(cutover_error($old, 'SET cutover.read_from = new; INSERT INTO refers VALUES (2, 4)')->{sqlstate}, '23503', 'the check of a row, too');
+$old->safe_psql('postgres', 'SET cutover.read_from = new; ALTER TABLE refers DROP CONSTRAINT refers_mark_fkey, ADD FOREIGN KEY (mark) REFERENCES mark NOT VALID; ALTER TABLE refers VALIDATE CONSTRAINT refers_mark_fkey');
+pass('and VALIDATE CONSTRAINT');
+
+# what was counted
+my $stats = $old->safe_psql('postgres', q{SELECT routed > 100, kept > 20, fallbacks < 5, timeouts, reasons ?& ARRAY['row_lock', 'function', 'mapping', 'row_security'] FROM cutover.read_stats});
+is($stats, 't|t|t|0|t', 'reads and reasons are counted')
+  or diag($old->safe_psql('postgres', 'SELECT * FROM cutover.read_stats'));
 
 done_testing();
