@@ -31,6 +31,7 @@ DECLARE
 	v_count bigint := 0;
 	v_target int;
 BEGIN
+	PERFORM cutover._need_writable('cutover_retry_errors');
 	FOR e IN SELECT * FROM cutover._select_errors(tables, target) LOOP
 		IF e.table_id IS NULL THEN
 			UPDATE cutover._apply_error u SET attempts = 0 WHERE u.error_id = e.error_id;
@@ -57,6 +58,7 @@ DECLARE
 	v_count bigint := 0;
 	v_target int;
 BEGIN
+	PERFORM cutover._need_writable('cutover_skip_errors');
 	FOR e IN SELECT * FROM cutover._select_errors(tables, target) LOOP
 		IF e.table_id IS NULL THEN
 			-- the replicator meets the schema change again, leaves it out and forgets the row

@@ -10,6 +10,11 @@ DECLARE
 	v_until timestamptz;
 BEGIN
 	v_target := cutover._check_started(target_id);
+	IF v_target.mode = 'new_only' THEN
+		RAISE EXCEPTION 'schema changes can not be coordinated in mode new_only' USING ERRCODE = '55000',
+			DETAIL = 'The queue leads from old to new, and new is master.',
+			HINT = 'Change the schema of old first, then that of new, so that old can take what new gives it.';
+	END IF;
 	PERFORM cutover._check_no_ddl_error(target_id);
 	PERFORM cutover._run_old_ddl(old_sql, path);
 	PERFORM cutover._enqueue_control(target_id, 0, 'X', format(E'SELECT pg_catalog.set_config(\'search_path\', %L, true);\n%s\n;SET LOCAL search_path = pg_catalog',

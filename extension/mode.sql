@@ -125,6 +125,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	v_target int := cutover._target_id(target);
 BEGIN
+	PERFORM cutover._need_writable('cutover_set_write_ratio');
 	PERFORM cutover._not_null('percent', percent IS NULL);
 	IF percent < 0 OR percent > 100 OR percent = 'NaN' THEN
 		RAISE EXCEPTION 'invalid value for argument "percent": %', percent USING ERRCODE = '22023',

@@ -118,7 +118,6 @@ DECLARE
 	v_until timestamptz := clock_timestamp() + (options->>'timeout')::interval;
 	v_blockers text := options->>'blockers';
 	v_force boolean := (options->>'force')::boolean;
-	v_attempt_ms int := 200;					-- nobody waits longer than that for a gate that then does not close
 	v_attempts int := 0;
 	v_blocked text;
 	v_poolers boolean;
@@ -138,7 +137,8 @@ BEGIN
 			v_attempts := v_attempts + 1;
 			v_applied := cutover._applied_changes(target_id);
 			closed_at := clock_timestamp();
-			IF cutover._close_gate(target_id, v_master, v_attempt_ms) THEN
+			-- nobody waits longer than that for a gate that then does not close
+			IF cutover._close_gate(target_id, v_master, 200) THEN
 				PERFORM cutover._switch_step('closed');
 				v_good := cutover._drain(target_id, to_mode, old_names, new_names, v_force);
 				drained := cutover._applied_changes(target_id) - v_applied;
@@ -148,8 +148,6 @@ BEGIN
 				v_blocked := concat_ws(' ', 'The following side did not come to the end.', cutover._how_far(target_id));
 			ELSE
 				v_blocked := format('In %s attempts there always was a transaction that writes.', v_attempts);
-				-- transactions are of that length here, none is long: a little more patience
-				v_attempt_ms := least(500, v_attempt_ms * 5 / 4);
 			END IF;
 		END IF;
 		IF v_poolers AND v_announced THEN
@@ -167,7 +165,8 @@ BEGIN
 			v_blockers := 'wait';
 			v_until := clock_timestamp() + interval '2 s';
 		ELSE
-			PERFORM pg_sleep(least(0.1 * v_attempts, 1) * (0.75 + random() / 2));
+			-- those who had to wait have something to catch up on
+			PERFORM pg_sleep(least(0.3 * v_attempts, 1) * (0.75 + random() / 2));
 		END IF;
 	END LOOP;
 END
@@ -298,6 +297,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	v_target int := cutover._target_id(target);
 BEGIN
+	PERFORM cutover._need_writable('cutover_register_pooler');
 	PERFORM cutover._not_null('name', name IS NULL);
 	INSERT INTO cutover._pooler AS p (target_id, name, pid, backend_start)
 	SELECT v_target, cutover_register_pooler.name, a.pid, a.backend_start FROM pg_stat_activity a WHERE a.pid = pg_backend_pid()
@@ -312,6 +312,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	v_target int := cutover._target_id(target);
 BEGIN
+	PERFORM cutover._need_writable('cutover_confirm_pause');
 	PERFORM cutover._not_null('name', name IS NULL);
 	PERFORM cutover._not_null('epoch', epoch IS NULL);
 	UPDATE cutover._pooler p SET paused_epoch = cutover_confirm_pause.epoch

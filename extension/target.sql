@@ -210,6 +210,7 @@ DECLARE
 	v_migration uuid := gen_random_uuid();
 	v_system bigint := (SELECT system_identifier FROM pg_control_system());
 BEGIN
+	PERFORM cutover._need_writable('cutover_add_target');
 	PERFORM cutover._check_target_arguments(name, conninfo);
 	v_server := 'cutover_' || name;
 	IF EXISTS (SELECT FROM cutover._target t WHERE t.target = cutover_add_target.name) THEN
@@ -252,6 +253,7 @@ DECLARE
 	v_target cutover._target;
 	v_probe jsonb;
 BEGIN
+	PERFORM cutover._need_writable('cutover_set_target');
 	PERFORM cutover._check_target_arguments(name, conninfo);
 	SELECT * INTO v_target FROM cutover._target t WHERE t.target_id = cutover._target_id(name) FOR UPDATE;
 	PERFORM cutover._write_address(v_target.server, conninfo, false);
@@ -397,6 +399,7 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_
 DECLARE
 	v_target cutover._target;
 BEGIN
+	PERFORM cutover._need_writable('cutover_drop_target');
 	PERFORM cutover._not_null('name', name IS NULL);
 	SELECT * INTO v_target FROM cutover._target t WHERE t.target_id = cutover._target_id(name) FOR UPDATE;
 	IF v_target.desired IN ('running', 'paused') OR v_target.started_at IS NOT NULL AND v_target.desired = 'idle' THEN

@@ -256,7 +256,7 @@ SELECT count(*) FROM cutover._target;
 SELECT cutover_cancel();
 \echo :SQLSTATE
 SELECT count(*) FROM pg_trigger WHERE tgname ~ 'cutover';
-SELECT count(*) FROM pg_class WHERE relname ~ '^_queue_';
+SELECT count(*) FROM pg_class WHERE relname ~ '^_queue_\d';
 SELECT count(*) FROM pg_foreign_server;
 SELECT (SELECT count(*) FROM cutover._table) + (SELECT count(*) FROM cutover._column) + (SELECT count(*) FROM cutover._member)
 	+ (SELECT count(*) FROM cutover._chunk) + (SELECT count(*) FROM cutover._marker) + (SELECT count(*) FROM cutover._layout);
