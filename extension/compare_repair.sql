@@ -37,8 +37,8 @@ LANGUAGE sql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $
 	UPDATE cutover._table t SET clean_passes = 0, repaired_at = clock_timestamp() WHERE t.table_id = ANY (p_tables)
 $$;
 
--- Asks for the keys of differences to be read again; returns how many have none
--- that the side which is right could be asked for.
+-- Asks for the keys of differences to be read again.  Returns those that could be
+-- asked for: a row of new may have a key that old can't have.
 CREATE FUNCTION cutover._request_repairs(p_target cutover._target, p_ids bigint[]) RETURNS bigint[]
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -66,6 +66,33 @@ BEGIN
 END
 $$;
 
+-- The same where new is right: into the queue there, by the columns of new that stand for old's key.
+CREATE FUNCTION cutover._request_reverse_repairs(p_target cutover._target, p_ids bigint[]) RETURNS bigint[]
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	v_keys jsonb;
+	v_done bigint[];
+BEGIN
+	SELECT jsonb_agg(jsonb_build_object('t', s.table_id, 'k', s.key) ORDER BY s.divergence_id), array_agg(s.divergence_id ORDER BY s.divergence_id)
+		INTO v_keys, v_done
+	FROM (
+		SELECT v.divergence_id, v.table_id, jsonb_object_agg(n.new_column, v.key->(a.attname::text)) AS key
+		FROM cutover._divergence v
+		JOIN cutover._table t USING (table_id)
+		CROSS JOIN LATERAL unnest(t.key_attnums, cutover._new_key(t.table_id)) n (attnum, new_column)
+		JOIN pg_attribute a ON a.attrelid = t.old_table AND a.attnum = n.attnum
+		WHERE v.divergence_id = ANY (p_ids)
+		GROUP BY v.divergence_id, v.table_id
+		-- without a key that new has as it is, rows can't be named there
+		HAVING bool_and(n.new_column IS NOT NULL AND n.attnum IS NOT NULL)) s;
+	IF v_keys IS NOT NULL THEN
+		PERFORM cutover._remote(p_target.server, 'SELECT count(cutover.enqueue((k->>''t'')::int, ''R'', k->''k'', NULL))
+			FROM pg_catalog.jsonb_array_elements($1::jsonb) k', v_keys::text);
+	END IF;
+	RETURN coalesce(v_done, '{}');
+END
+$$;
+
 -- The next open differences of these tables, and what they weigh: so many, or so many bytes, go into one transaction.
 CREATE FUNCTION cutover._next_repairs(p_tables int[], p_after bigint, p_until bigint) RETURNS bigint[]
 LANGUAGE sql STABLE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
@@ -78,12 +105,16 @@ LANGUAGE sql STABLE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 	WHERE s.n = 1 OR s.bytes < 4000000
 $$;
 
--- Has the side that follows everything that a transaction of the other has done?
-CREATE FUNCTION cutover._has_followed(p_target cutover._target, p_xid xid8) RETURNS boolean
+-- Has the side that follows everything that a transaction of the other has done?  While old is right that is
+-- transaction xid here; else whatever new had when the ticket was drawn.
+CREATE FUNCTION cutover._has_followed(p_target cutover._target, p_xid xid8, p_ticket bigint) RETURNS boolean
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	v_snapshot pg_snapshot;
 BEGIN
+	IF p_target.mode = 'new_only' THEN
+		RETURN cutover._await_ticket(p_target.target_id, p_ticket, 100, true);
+	END IF;
 	SELECT (r->>'snapshot')::pg_snapshot INTO v_snapshot FROM cutover._remote(p_target.server,
 		'SELECT snapshot FROM cutover.progress WHERE direction = ''forward''') r;
 	RETURN pg_visible_in_snapshot(p_xid, v_snapshot);
@@ -114,6 +145,7 @@ CREATE PROCEDURE cutover._await_followed(p_target cutover._target, p_xid xid8)
 LANGUAGE plpgsql AS $$
 DECLARE
 	v_pause float8 := 0.005;
+	v_ticket bigint := CASE WHEN p_target.mode = 'new_only' THEN cutover._draw_ticket(p_target.target_id) END;
 BEGIN
 	LOOP
 		COMMIT;
@@ -122,7 +154,7 @@ BEGIN
 			PERFORM cutover._start_replicator(p_target.target_id);
 		END IF;
 		PERFORM cutover._wake_replicator(p_target.target_id);
-		EXIT WHEN cutover._has_followed(p_target, p_xid);
+		EXIT WHEN cutover._has_followed(p_target, p_xid, v_ticket);
 		COMMIT;
 		PERFORM pg_sleep(v_pause);
 		v_pause := least(v_pause * 1.5, 0.1);
@@ -193,7 +225,8 @@ BEGIN
 			v_ids := cutover._next_repairs(ARRAY[v_table], v_last, v_until);
 			EXIT WHEN v_ids IS NULL;
 			v_last := v_ids[cardinality(v_ids)];
-			v_asked := cutover._request_repairs(v_target, v_ids);
+			v_asked := CASE WHEN v_mode = 'new_only' THEN cutover._request_reverse_repairs(v_target, v_ids)
+				ELSE cutover._request_repairs(v_target, v_ids) END;
 			UPDATE cutover._divergence d SET state = 'compensating' WHERE d.divergence_id = ANY (v_asked);
 			v_xid := pg_current_xact_id();
 			COMMIT;
