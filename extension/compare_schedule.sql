@@ -11,6 +11,7 @@ CREATE TABLE cutover._compare_schedule (
 	method text NOT NULL CHECK (method IN ('auto', 'window', 'changes', 'full')),
 	compensate boolean NOT NULL,
 	actor name NOT NULL,
+	time_zone text NOT NULL,					-- of the actor: what a time stamp without one means
 	scheduled_at timestamptz NOT NULL DEFAULT clock_timestamp(),
 	next_at timestamptz NOT NULL DEFAULT clock_timestamp(),
 	pid int,									-- of the worker
@@ -60,10 +61,10 @@ BEGIN
 			DETAIL = 'Old and new are not connected any more.', HINT = 'There is nothing left to compare.';
 	END IF;
 	PERFORM cutover._check_owner_of_tables(v_target.target_id);
-	INSERT INTO cutover._compare_schedule AS s (target_id, every, method, compensate, actor)
-		VALUES (v_target.target_id, every, method, compensate, cutover._actor())
+	INSERT INTO cutover._compare_schedule AS s (target_id, every, method, compensate, actor, time_zone)
+		VALUES (v_target.target_id, every, method, compensate, cutover._actor(), current_setting('TimeZone'))
 		ON CONFLICT (target_id) DO UPDATE SET every = EXCLUDED.every, method = EXCLUDED.method, compensate = EXCLUDED.compensate,
-			actor = EXCLUDED.actor, scheduled_at = EXCLUDED.scheduled_at, next_at = EXCLUDED.next_at, failures = 0;
+			actor = EXCLUDED.actor, time_zone = EXCLUDED.time_zone, scheduled_at = EXCLUDED.scheduled_at, next_at = EXCLUDED.next_at, failures = 0;
 	PERFORM cutover._log_event('schedule_compare', jsonb_build_object('every_seconds', extract(epoch FROM every), 'method', method, 'compensate', compensate),
 		v_target.target_id);
 	PERFORM cutover._wake_replicator(v_target.target_id);
@@ -122,6 +123,7 @@ LANGUAGE plpgsql AS $$
 DECLARE
 	v_schedule cutover._compare_schedule;
 	v_tables int[];
+	v_run bigint;
 	v_result text;
 BEGIN
 	UPDATE cutover._compare_schedule s SET running = true, started_at = clock_timestamp(), waiting_for = NULL
@@ -131,7 +133,7 @@ BEGIN
 	END IF;
 	v_tables := ARRAY(SELECT t.table_id FROM cutover._table t WHERE t.target_id = p_target_id AND t.phase = 'synced' ORDER BY t.table_id);
 	COMMIT;
-	CALL cutover._do_compare(p_target_id, v_tables, v_schedule.method, NULL, NULL, v_result);
+	CALL cutover._do_compare(p_target_id, v_tables, v_schedule.method, NULL, NULL, v_schedule.time_zone, v_run);
 	COMMIT;
 	IF v_schedule.compensate AND EXISTS (SELECT FROM cutover._divergence d WHERE d.target_id = p_target_id AND d.state <> 'deferred') THEN
 		CALL cutover._do_compensate(p_target_id, v_tables, v_result);
@@ -141,6 +143,10 @@ BEGIN
 			-- a pass that took longer is followed by the next at once
 			next_at = greatest(clock_timestamp(), CASE WHEN s.scheduled_at > s.started_at THEN s.next_at ELSE s.started_at + s.every END)
 		WHERE s.target_id = p_target_id;
+	-- the last of each table says when it was compared
+	DELETE FROM cutover._compare_run c WHERE c.target_id = p_target_id AND c.started_at < clock_timestamp() - interval '90 days'
+		AND c.state <> 'running' AND NOT EXISTS (SELECT FROM cutover._compare_result r WHERE r.run = c.run AND r.complete
+			AND r.run = (SELECT max(x.run) FROM cutover._compare_result x WHERE x.table_id = r.table_id AND x.complete));
 	COMMIT;
 END
 $$;

@@ -1,10 +1,9 @@
 /*
  * compare_schedule.c - comparisons in the background.
  *
- * A worker of its own for each target that has a schedule.  The replicator
- * starts it, so it comes and goes with replication.  Everything it knows is in
- * cutover._compare_schedule; after an error it writes that down and ends, and
- * is started again when the next pass is due.
+ * A worker of its own for each pass of a target that has a schedule.  The
+ * replicator starts it when one is due, so it comes and goes with replication.
+ * Everything it knows is in cutover._compare_schedule, also why a pass failed.
  */
 #include "postgres.h"
 
@@ -33,10 +32,10 @@
 #include "launcher.h"
 
 #define SCHEDULE_NAME "cutover compare schedule"
-/* So often the worker looks whether a pass is due; longer ones would delay a change of the schedule. */
+/* So often the worker looks whether it may begin. */
 #define SCHEDULE_POLL_MS 1000
 /* Pause between two attempts to start a worker. */
-#define SCHEDULE_START_MS 3000
+#define SCHEDULE_START_MS 1000
 /* No lock that SQL's advisory functions could take: those have kind 1 or 2. */
 #define SCHEDULE_LOCK_CLASS 0x6375746f
 #define SCHEDULE_LOCK_KIND 0x6373
@@ -73,7 +72,7 @@ cutover_compare_schedule_tend(int32 target_id)
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	SPI_connect();
-	if (SPI_execute_with_args("SELECT pid, next_at <= pg_catalog.clock_timestamp() OR last_error_at IS NULL"
+	if (SPI_execute_with_args("SELECT pid, next_at <= pg_catalog.clock_timestamp()"
 							  " FROM cutover._compare_schedule WHERE target_id = $1",
 							  1, types, args, NULL, true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not read the schedule of comparisons");
@@ -159,21 +158,19 @@ schedule_run(const char *sql, int32 target_id, const char *text)
 }
 
 /*
- * Look at the schedule, and make a pass if one is due.  Returns how long to wait; -1: there is nothing to do any more.
+ * Make a pass if one is due and nothing stands in its way.  Returns how long to wait; -1: there is nothing to do any more.
  */
 static int
 schedule_turn(int32 target_id, MemoryContext context)
 {
-	char	   *due = schedule_run("SELECT CASE WHEN s.next_at <= pg_catalog.clock_timestamp() THEN 'due' ELSE 'wait' END"
-								   " FROM cutover._compare_schedule s JOIN cutover._target t USING (target_id)"
-								   " WHERE target_id = $1 AND t.desired = 'running' AND $2 IS NULL", target_id, NULL);
+	char	   *due = schedule_run("SELECT 'due' FROM cutover._compare_schedule s JOIN cutover._target t USING (target_id)"
+								   " WHERE target_id = $1 AND t.desired = 'running' AND s.next_at <= pg_catalog.clock_timestamp()"
+								   " AND $2 IS NULL", target_id, NULL);
 	char	   *obstacle;
 	char	   *args;
 
 	if (due == NULL)
 		return -1;
-	if (strcmp(due, "wait") == 0)
-		return SCHEDULE_POLL_MS;
 	obstacle = schedule_run("SELECT cutover._compare_obstacle($1, $2::int)", target_id,
 							psprintf("%ld", Max(sysconf(_SC_NPROCESSORS_ONLN), 1)));
 	schedule_run("UPDATE cutover._compare_schedule s SET waiting_for = $2"
@@ -183,7 +180,7 @@ schedule_turn(int32 target_id, MemoryContext context)
 	/* one argument: a byte that says it is not NULL, and the text */
 	args = psprintf("\1%d", target_id);
 	(void) cutover_action_execute("CALL cutover._scheduled_pass($1::int)", 1, args, context);
-	return 0;
+	return -1;
 }
 
 /*
