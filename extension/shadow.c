@@ -147,15 +147,14 @@ shadow_is_top_level(QueryDesc *desc)
 }
 
 /*
- * The target whose tables the statement reads, NULL if there is none; mixed
- * tells that it reads others, too.
+ * The target whose tables the statement reads, NULL if there is none, and
+ * what is wrong with them.
  */
 static CutoverTarget *
-shadow_find_target(PlannedStmt *stmt, bool *mixed)
+shadow_find_target(PlannedStmt *stmt, CutoverShadowSkip *why)
 {
 	Bitmapset  *children = NULL;
 	CutoverTarget *target = NULL;
-	bool		others = false;
 	Index		rti = 0;
 	int			looked = 0;
 	ListCell   *lc;
@@ -178,13 +177,14 @@ shadow_find_target(PlannedStmt *stmt, bool *mixed)
 		if (rel == NULL)
 			return NULL;
 		entry = cutover_tracked_relation(rel);
+		if (rel->rd_rel->relrowsecurity)
+			*why = CUTOVER_SHADOW_ROW_SECURITY;
 		RelationClose(rel);
 		if (!entry->active || (target != NULL && target != entry->target))
-			others = true;
+			*why = CUTOVER_SHADOW_OTHER_TABLE;
 		else
 			target = entry->target;
 	}
-	*mixed = others;
 	return target;
 }
 
@@ -211,9 +211,8 @@ shadow_refuses(QueryDesc *desc, uint64 count)
 static bool
 shadow_choose(QueryDesc *desc, uint64 count, double highest, ShadowSample *sample)
 {
-	CutoverShadowSkip why;
+	CutoverShadowSkip why = CUTOVER_SHADOW_TAKEN;
 	CutoverTarget *target;
-	bool		mixed = false;
 	double		lot;
 
 	if (!shadow_seeded)
@@ -224,7 +223,7 @@ shadow_choose(QueryDesc *desc, uint64 count, double highest, ShadowSample *sampl
 	lot = pg_prng_double(&shadow_prng) * 100;
 	if (lot >= highest || !shadow_is_top_level(desc) || !cutover_tracked_any())
 		return false;
-	target = shadow_find_target(desc->plannedstmt, &mixed);
+	target = shadow_find_target(desc->plannedstmt, &why);
 	if (target == NULL || lot >= target->shadow_ratio || !target->running || target->mode == CUTOVER_MODE_NEW_ONLY ||
 		cutover_capture_disabled)
 		return false;
@@ -239,7 +238,8 @@ shadow_choose(QueryDesc *desc, uint64 count, double highest, ShadowSample *sampl
 		pg_atomic_fetch_add_u64(&target->slot->shadow_lost, 1);
 		return false;
 	}
-	why = mixed ? CUTOVER_SHADOW_OTHER_TABLE : shadow_refuses(desc, count);
+	if (why == CUTOVER_SHADOW_TAKEN)
+		why = shadow_refuses(desc, count);
 	if (why != CUTOVER_SHADOW_TAKEN)
 	{
 		cutover_shadow_ring_skip(sample->ring, why);
