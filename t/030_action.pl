@@ -165,7 +165,7 @@ $old->safe_psql('postgres', 'SELECT cutover_resume()');
 is($rc, 0, 'a migration can be given up without new');
 like($err, qr/WARNING:  new cannot be reached/, 'which is said');
 old_is(q{SELECT (SELECT count(*) FROM pg_trigger WHERE tgname ~ 'cutover') + (SELECT count(*) FROM cutover._target)
-	+ (SELECT count(*) FROM pg_class WHERE relname ~ '^_queue_') + (SELECT count(*) FROM pg_foreign_server)}, 0, 'nothing is left on old');
+	+ (SELECT count(*) FROM pg_class WHERE relname ~ '^_queue_\d') + (SELECT count(*) FROM pg_foreign_server)}, 0, 'nothing is left on old');
 $new->start;
 is($new->safe_psql('postgres', q{SELECT count(*) FROM pg_namespace WHERE nspname = 'cutover'}), 1, 'our schema is left on new');
 $error = cutover_error($old, qq{SELECT cutover_add_target('again', \$\$$conninfo\$\$)});

@@ -11,6 +11,7 @@ use Time::HiRes qw(usleep);
 
 my ($old, $new) = cutover_pair(conf => <<'CONF');
 cutover.retry_max_delay = 200
+cutover.network_timeout = 5
 cutover.protect_new = on
 cutover.switch_stop_at = ''
 restart_after_crash = on
@@ -76,6 +77,8 @@ my %kill = (
 	caller => sub { $old->safe_psql('postgres', q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'switch caller'}) },
 	old => sub { $old->stop('immediate'); $old->start },
 	new => sub { $new->stop('immediate'); stop_at(''); usleep(200_000); $new->start },
+	# what was sent may arrive when everybody has given it up
+	line => sub { $proxy->stall; stop_at(''); sleep 4; $proxy->resume },
 	network => sub { $proxy->down; stop_at(''); usleep(200_000); $proxy->up },
 );
 # what stands between the steps and the end if nothing dies there (the worker goes on when only new is away)
@@ -122,6 +125,7 @@ crash_at($_, 'new') for qw(closed in_doubt taken_over);
 crash_at($_, 'network') for qw(closed in_doubt taken_over);
 crash_at($_, 'worker') for qw(in_doubt taken_over);
 crash_at($_, 'caller') for qw(in_doubt taken_over);
+crash_at('in_doubt', 'line');
 
 # each switch that was made is written down once
 is($old->safe_psql('postgres', q{SELECT count(*) FROM cutover.mode_change a JOIN cutover.mode_change b ON b.epoch =
