@@ -131,6 +131,19 @@ END
 $$;
 COMMENT ON FUNCTION cutover._check_objections(int, text, boolean, text) IS 'refuses a change of the write mode for whatever objects to it';
 
+-- Tables neither come nor go while a switch is under way.
+CREATE FUNCTION cutover._refuse_switching(target cutover._target) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	IF target.switch_state IS NOT NULL THEN
+		RAISE EXCEPTION 'target "%" is being switched', target.target USING ERRCODE = '55006',
+			DETAIL = format('A switch to mode %s is under way.', target.switch_to),
+			HINT = 'Try again when it has come to its end, see cutover.status.';
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION cutover._refuse_switching(cutover._target) IS 'refuses changes of a target that is being switched';
+
 -- A blocker, in words.
 CREATE FUNCTION cutover._blocker_text(pid int, usename name, application_name text, age interval, query text, gid text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$

@@ -187,6 +187,8 @@ BEGIN
 	IF current_setting('synchronous_commit') IN ('off', 'local') THEN
 		PERFORM set_config('synchronous_commit', 'on', false);
 	END IF;
+	-- somebody's transaction may hold the target's row: not behind the closed gate
+	PERFORM set_config('lock_timeout', '1s', false);
 	CALL cutover._prepare_switch(target_id, to_mode, options, v_old_names, v_new_names);
 	SELECT x.* INTO STRICT t FROM cutover._target x WHERE x.target_id = _switch.target_id;
 	v_take_over := CASE t.mode WHEN 'new_only' THEN '' ELSE 'BEGIN; ' END

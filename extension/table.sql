@@ -311,6 +311,7 @@ BEGIN
 			DETAIL = format('It is %s.', CASE WHEN v_target.desired = 'finished' THEN 'finished' ELSE 'in mode ' || v_target.mode END),
 			HINT = 'Add tables while old is master.';
 	END IF;
+	PERFORM cutover._refuse_switching(v_target);
 	SELECT t.table_id, g.target INTO v_other FROM cutover._table t JOIN cutover._target g USING (target_id) WHERE t.old_table = _add_one_table.old_table;
 	IF FOUND THEN
 		RAISE EXCEPTION 'table % is already under migration', old_table USING ERRCODE = '55006',
@@ -495,6 +496,7 @@ BEGIN
 			DETAIL = 'Sessions rely on both sides having its rows.',
 			HINT = 'Go back with cutover_set_mode(''old_only'') first.';
 	END IF;
+	PERFORM cutover._refuse_switching(v_target);
 	IF v_target.started_at IS NOT NULL THEN
 		-- first, while nothing is locked here that a copier of this table could wait for
 		PERFORM cutover._restore_deferred(v_table.table_id);
