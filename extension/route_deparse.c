@@ -249,6 +249,22 @@ deparse_all(Query *query, bool whole_row, DeparseContext *cxt, int *max_param, L
 }
 
 /*
+ * The text of a query in which nothing is left to compute on old, and the
+ * numbers of its parameters in the order that new's statement has them.
+ */
+char *
+cutover_route_sql_unfolded(Query *query, bool whole_row, List **externs)
+{
+	DeparseContext cxt = {.whole_row = whole_row};
+	char	   *sql;
+
+	query = (Query *) deparse_mutator((Node *) query, &cxt);
+	sql = deparse_with(deparse_query(query), cxt.ctes);
+	*externs = cxt.externs;
+	return sql;
+}
+
+/*
  * Only the text, for EXPLAIN.
  */
 char *

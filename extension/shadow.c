@@ -30,6 +30,7 @@
 #include "capture.h"
 #include "compat.h"
 #include "guc.h"
+#include "route_scan.h"
 #include "shadow.h"
 #include "shadow_hash.h"
 #include "tracked.h"
@@ -221,7 +222,7 @@ shadow_choose(QueryDesc *desc, uint64 count, double highest, ShadowSample *sampl
 		shadow_seeded = true;
 	}
 	lot = pg_prng_double(&shadow_prng) * 100;
-	if (lot >= highest || !shadow_is_top_level(desc) || !cutover_tracked_any())
+	if (lot >= highest || !shadow_is_top_level(desc) || !cutover_tracked_any() || cutover_route_reads_new(desc->planstate))
 		return false;
 	target = shadow_find_target(desc->plannedstmt, &why);
 	if (target == NULL || lot >= target->shadow_ratio || !target->running || target->mode == CUTOVER_MODE_NEW_ONLY ||

@@ -135,6 +135,7 @@ extern bool cutover_route_can_fold(Node *node, bool conditional);
 extern RoutePlan *cutover_route_translate(int64 id, Query *query, bool whole_row);
 extern void cutover_route_release(RoutePlan *plan);
 extern char *cutover_route_sql(Query *query, bool whole_row);
+extern char *cutover_route_sql_unfolded(Query *query, bool whole_row, List **externs);
 
 /* route_statement.c */
 extern RouteStatement *cutover_route_statement(const char *sql);

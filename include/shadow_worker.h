@@ -35,10 +35,12 @@ typedef struct CutoverShadowQuery
 	char	   *text;			/* normalized */
 	CutoverShadowSkip skip;		/* if not taken, nothing below is set */
 	CutoverShadowCompare compare;
-	char	   *sql;			/* for both sides */
+	char	   *old_sql;
+	char	   *new_sql;		/* with new's names, and parameters in another order */
 	int			nparams;
 	int		   *sources;
 	Oid		   *types;			/* of parameters */
+	int		   *new_params;		/* which parameter is new's first, second, ...; from 0 */
 	int			natts;
 	char	  **names;			/* of columns */
 	bool		excluding;		/* some column may differ */
@@ -70,8 +72,15 @@ extern void cutover_shadow_entry_params(const CutoverShadowEntry *entry, Oid *ty
 
 /* ---- shadow_check.c ---- */
 
-/* Judge a query after rewriting; fills compare, natts, names, relids, excluding and the columns of q. */
-extern CutoverShadowSkip cutover_shadow_check(Query *query, CutoverShadowQuery *q, int32 target_id, bool **ignored);
+/* What is found besides. */
+typedef struct CutoverShadowFindings
+{
+	bool	   *ignored;		/* by column of the result: it may differ */
+	bool		whole_row;		/* refers to whole rows of tables */
+} CutoverShadowFindings;
+
+/* Judge a query after rewriting; fills compare and relids of q. */
+extern CutoverShadowSkip cutover_shadow_check(Query *query, CutoverShadowQuery *q, int32 target_id, CutoverShadowFindings *findings);
 
 /* Does ORDER BY leave no doubt? */
 extern bool cutover_shadow_sorts_totally(Query *query);

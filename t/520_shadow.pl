@@ -20,6 +20,8 @@ INSERT INTO item (id, grp) VALUES (2000, 1);
 CREATE TABLE mark (id int PRIMARY KEY, n int NOT NULL);
 INSERT INTO mark SELECT i, 0 FROM generate_series(1, 50) i;
 CREATE TABLE side (id int PRIMARY KEY);
+CREATE TABLE moved (id int PRIMARY KEY, name text, secret text);
+INSERT INTO moved SELECT i, 'n' || i, 's' FROM generate_series(1, 20) i;
 CREATE VIEW item_view AS SELECT id, name, price FROM item WHERE grp = 3;
 CREATE FUNCTION plus_one(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1 + 1';
 SQL
@@ -29,8 +31,10 @@ CREATE ROLE reader LOGIN;
 CREATE ROLE admin LOGIN IN ROLE cutover_admin;
 GRANT SELECT ON item, item_view TO reader;
 SQL
+$new->safe_psql('postgres', 'CREATE SCHEMA away; CREATE TABLE away.target (nr int PRIMARY KEY, label text)');
 cutover_add_target($old, $new);
 $old->safe_psql('postgres', q{SELECT cutover_add_table('item'), cutover_add_table('mark')});
+$old->safe_psql('postgres', q{SELECT cutover_add_table('moved', 'away.target', columns => '{"nr": "id", "label": "name"}')});
 $old->safe_psql('postgres', 'SELECT cutover_start()');
 cutover_wait_synced($old);
 
@@ -84,6 +88,7 @@ my @same = (
 	q{SELECT id, rank() OVER (PARTITION BY grp ORDER BY price) FROM item WHERE mood = 'happy'},
 	'WITH x AS (SELECT grp, avg(price) AS p FROM item GROUP BY grp) SELECT * FROM x UNION ALL SELECT 1, 2 FROM mark',
 	'SELECT CURRENT_USER, id FROM item WHERE id = 7',
+	'SELECT m.name, i.id FROM moved m JOIN item i USING (id) WHERE m.id < 9',
 	q{SELECT id FROM item WHERE attrs->>'i' = '5' OR tags @> '{c9}' OR name ~ '^name 1.$'},
 );
 # each in its own session's settings
@@ -116,6 +121,7 @@ my %why = (
 	other_table => 'SELECT * FROM item JOIN side USING (id)',
 	volatile => 'SELECT id, random() FROM item WHERE id = 1',
 	function => 'SELECT plus_one(id) FROM item WHERE id = 1',
+	mapping => 'SELECT * FROM moved',
 	undetermined => 'SELECT ctid FROM mark WHERE id = 1',
 	large_result => 'SELECT a.id FROM item a, generate_series(1, 11) i',
 	long_text => q{SELECT id FROM item WHERE name = '} . ('x' x 9000) . q{'},
@@ -135,9 +141,10 @@ my $before = $total->();
 $old->safe_psql('postgres', 'BEGIN; DECLARE c CURSOR FOR SELECT * FROM item; FETCH ALL FROM c; COMMIT');
 $old->safe_psql('postgres', q{DO $$ BEGIN PERFORM * FROM item; END $$});
 is($one->(q{SELECT count(*) FROM pg_class}) > 0, 1, 'other statements');
+$old->safe_psql('postgres', q{SET cutover.read_from = 'new'; SELECT id * 7 FROM item WHERE id = 1});
 $old->safe_psql('postgres', 'SELECT id + 111 FROM item WHERE id = 1');
 $await->('the next statement is counted', sub { $sum->('calls', 'SELECT id + %') eq '1' });
-is($total->(), $before + 1, 'cursors, PL/pgSQL and catalogs are not');
+is($total->(), $before + 1, 'cursors, PL/pgSQL, catalogs and what new answered are not');
 
 # ---- a wrong row on new
 

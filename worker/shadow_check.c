@@ -28,6 +28,7 @@
 #include "utils/syscache.h"
 
 #include "compat.h"
+#include "route.h"
 #include "shadow_worker.h"
 #include "tracked.h"
 
@@ -36,7 +37,6 @@ typedef struct CheckTable
 {
 	Oid			relid;
 	bool		synced;
-	bool		same;			/* names, columns and rows are the same on new */
 	Bitmapset  *excluded;		/* attnums */
 } CheckTable;
 
@@ -50,6 +50,7 @@ typedef struct CheckContext
 	List	   *queries;		/* the levels above, innermost first */
 	bool		in_result;		/* below the target list of the statement itself */
 	bool	   *ignored;		/* by column of the result */
+	bool		whole_row;		/* refers to whole rows */
 } CheckContext;
 
 static bool check_node(Node *node, void *arg);
@@ -70,17 +71,9 @@ check_load_table(CheckContext *context, Oid relid)
 
 	SPI_connect();
 	if (SPI_execute_with_args("SELECT b.phase = 'synced',"
-							  " b.row_filter IS NULL AND b.shard_by IS NULL AND b.new_schema = n.nspname AND b.new_name = c.relname"
-							  " AND NOT EXISTS (SELECT FROM cutover._column k"
-							  "  LEFT JOIN pg_attribute a ON a.attrelid = b.old_table AND a.attnum = k.attnum"
-							  "  WHERE k.table_id = b.table_id AND k.new_column IS DISTINCT FROM a.attname)"
-							  " AND (b.default_columns OR NOT EXISTS (SELECT FROM pg_attribute a"
-							  "  WHERE a.attrelid = b.old_table AND a.attnum > 0 AND NOT a.attisdropped"
-							  "  AND NOT EXISTS (SELECT FROM cutover._column k WHERE k.table_id = b.table_id AND k.attnum = a.attnum))),"
 							  " ARRAY(SELECT a.attnum FROM cutover._shadow_exclude e JOIN pg_attribute a ON a.attrelid = b.old_table"
 							  "  AND a.attname = ANY (e.columns) WHERE e.table_id = b.table_id)"
-							  " FROM cutover._table b JOIN pg_class c ON c.oid = b.old_table JOIN pg_namespace n ON n.oid = c.relnamespace"
-							  " WHERE b.old_table = $1 AND b.target_id = $2",
+							  " FROM cutover._table b WHERE b.old_table = $1 AND b.target_id = $2",
 							  2, types, values, NULL, true, 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not read the tables");
 	if (SPI_processed == 1)
@@ -88,12 +81,11 @@ check_load_table(CheckContext *context, Oid relid)
 		HeapTuple	tuple = SPI_tuptable->vals[0];
 		TupleDesc	desc = SPI_tuptable->tupdesc;
 		MemoryContext old = MemoryContextSwitchTo(caller);
-		ArrayType  *excluded = DatumGetArrayTypeP(SPI_getbinval(tuple, desc, 3, &isnull));
+		ArrayType  *excluded = DatumGetArrayTypeP(SPI_getbinval(tuple, desc, 2, &isnull));
 
 		table = palloc0(sizeof(CheckTable));
 		table->relid = relid;
 		table->synced = DatumGetBool(SPI_getbinval(tuple, desc, 1, &isnull));
-		table->same = DatumGetBool(SPI_getbinval(tuple, desc, 2, &isnull));
 		for (int i = 0; i < ArrayGetNItems(ARR_NDIM(excluded), ARR_DIMS(excluded)); i++)
 			table->excluded = bms_add_member(table->excluded, ((int16 *) ARR_DATA_PTR(excluded))[i]);
 		context->tables = lappend(context->tables, table);
@@ -136,9 +128,27 @@ check_relation(CheckContext *context, RangeTblEntry *rte)
 		return cutover_tracked_find(rte->relid, &table_id, &root) ? CUTOVER_SHADOW_MAPPING : CUTOVER_SHADOW_OTHER_TABLE;
 	if (!table->synced)
 		return CUTOVER_SHADOW_NOT_SYNCED;
-	if (!table->same || (!rte->inh && has_subclass(rte->relid)))
+	if (cutover_route_table(rte->relid)->partial || (!rte->inh && has_subclass(rte->relid)))
 		return CUTOVER_SHADOW_MAPPING;
 	return CUTOVER_SHADOW_TAKEN;
+}
+
+/*
+ * The relation that a variable is a column of; InvalidOid if it is none.
+ */
+static Oid
+check_relation_of(CheckContext *context, Var *var)
+{
+	Query	   *query;
+	RangeTblEntry *rte;
+
+	if (var->varlevelsup >= list_length(context->queries))
+		return InvalidOid;
+	query = list_nth(context->queries, var->varlevelsup);
+	if (var->varno < 1 || var->varno > list_length(query->rtable))
+		return InvalidOid;
+	rte = list_nth_node(RangeTblEntry, query->rtable, var->varno - 1);
+	return rte->rtekind == RTE_RELATION && rte->relkind != RELKIND_VIEW ? rte->relid : InvalidOid;
 }
 
 /*
@@ -147,42 +157,33 @@ check_relation(CheckContext *context, RangeTblEntry *rte)
 static bool
 check_var_is_excluded(CheckContext *context, Var *var)
 {
-	Query	   *query;
-	RangeTblEntry *rte;
-	CheckTable *table;
+	CheckTable *table = check_find_table(context, check_relation_of(context, var));
 
-	if (var->varlevelsup >= list_length(context->queries))
-		return false;
-	query = list_nth(context->queries, var->varlevelsup);
-	if (var->varno < 1 || var->varno > list_length(query->rtable))
-		return false;
-	rte = list_nth_node(RangeTblEntry, query->rtable, var->varno - 1);
-	if (rte->rtekind != RTE_RELATION)
-		return false;
-	table = check_find_table(context, rte->relid);
 	if (table == NULL || table->excluded == NULL)
 		return false;
 	return var->varattno == 0 || bms_is_member(var->varattno, table->excluded);
 }
 
-/* ---- functions ---- */
-
 /*
- * Is a stable function one whose result the settings that travel along, and its arguments, determine?
+ * Is what the variable stands for to be had on new?
  */
 static bool
-check_stable_is_portable(Oid funcid)
+check_var_is_mapped(CheckContext *context, Var *var)
 {
-	static const char *const session[] = {"pg_", "current_", "session_", "has_", "inet_", "txid_", "to_reg", "reg", "get",
-		"col_description", "obj_description", "shobj_", "query_to_", "table_to_", "schema_to_", "database_to_",
-	"cursor_to_", "ts_stat", "version", "row_security", "acl", "makeacl", "format_type", "timeofday", "lo_"};
-	char	   *name = get_func_name(funcid);
+	Oid			relid = check_relation_of(context, var);
+	RouteTable *table;
 
-	for (int i = 0; i < lengthof(session); i++)
-		if (strncmp(name, session[i], strlen(session[i])) == 0)
+	if (!OidIsValid(relid) || (table = cutover_route_table(relid))->same)
+		return true;
+	if (var->varattno > 0)
+		return var->varattno <= table->natts && table->columns[var->varattno - 1] != NULL;
+	for (int i = 0; i < table->natts; i++)
+		if (table->columns[i] == NULL && get_atttype(relid, i + 1) != InvalidOid)
 			return false;
 	return true;
 }
+
+/* ---- functions ---- */
 
 /*
  * check_functions_in_node callback.
@@ -196,12 +197,11 @@ check_function(Oid funcid, void *arg)
 		context->skip = CUTOVER_SHADOW_OWN_CODE;
 	else
 	{
-		char		volatility = func_volatile(funcid);
+		RouteVolatility where = cutover_route_function(funcid);
 
-		/* these become parameters */
-		if (funcid == F_NOW || funcid == F_TRANSACTION_TIMESTAMP || funcid == F_STATEMENT_TIMESTAMP)
-			return false;
-		if (volatility == PROVOLATILE_VOLATILE || (volatility == PROVOLATILE_STABLE && !check_stable_is_portable(funcid)))
+		/* the moments become parameters */
+		if (where == ROUTE_NOWHERE || (where == ROUTE_FOLD && funcid != F_NOW && funcid != F_TRANSACTION_TIMESTAMP &&
+									   funcid != F_STATEMENT_TIMESTAMP))
 			context->skip = CUTOVER_SHADOW_VOLATILE;
 	}
 	return context->skip != CUTOVER_SHADOW_TAKEN;
@@ -310,7 +310,7 @@ check_result(CheckContext *context, Query *query)
 		bool		plain = !tle->resjunk && tle->ressortgroupref == 0 && query->setOperations == NULL &&
 			IsA(tle->expr, Var) && ((Var *) tle->expr)->varattno != 0;
 
-		if (plain && check_var_is_excluded(context, (Var *) tle->expr))
+		if (plain && check_var_is_excluded(context, (Var *) tle->expr) && check_var_is_mapped(context, (Var *) tle->expr))
 			context->ignored[column] = true;
 		else if ((stop = check_node((Node *) tle->expr, context)))
 			break;
@@ -380,8 +380,11 @@ check_query(CheckContext *context, Query *query)
 static bool
 check_var(CheckContext *context, Var *var)
 {
+	context->whole_row |= var->varattno == 0;
 	if (var->varattno < 0)
 		context->skip = CUTOVER_SHADOW_UNDETERMINED;
+	else if (!check_var_is_mapped(context, var))
+		context->skip = CUTOVER_SHADOW_MAPPING;
 	else if (check_var_is_excluded(context, var))
 		context->skip = CUTOVER_SHADOW_EXCLUDED;
 	return context->skip != CUTOVER_SHADOW_TAKEN;
@@ -462,7 +465,7 @@ check_node(Node *node, void *arg)
 }
 
 CutoverShadowSkip
-cutover_shadow_check(Query *query, CutoverShadowQuery *q, int32 target_id, bool **ignored)
+cutover_shadow_check(Query *query, CutoverShadowQuery *q, int32 target_id, CutoverShadowFindings *findings)
 {
 	CheckContext context = {.target_id = target_id,.skip = CUTOVER_SHADOW_TAKEN,.top = query};
 	ListCell   *lc;
@@ -475,7 +478,8 @@ cutover_shadow_check(Query *query, CutoverShadowQuery *q, int32 target_id, bool 
 	foreach(lc, context.tables)
 		q->relids[n++] = ((CheckTable *) lfirst(lc))->relid;
 	q->nrelids = n;
-	*ignored = context.ignored;
+	findings->ignored = context.ignored;
+	findings->whole_row = context.whole_row;
 	q->compare = context.count_only ? CUTOVER_SHADOW_COUNT :
 		query->sortClause != NIL && cutover_shadow_sorts_totally(query) ? CUTOVER_SHADOW_LIST : CUTOVER_SHADOW_SET;
 	return CUTOVER_SHADOW_TAKEN;

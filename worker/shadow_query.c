@@ -30,6 +30,7 @@
 #include "utils/snapmgr.h"
 
 #include "compat.h"
+#include "route.h"
 #include "shadow_normalize.h"
 #include "shadow_worker.h"
 #include "tracked.h"
@@ -261,7 +262,7 @@ query_parse(const char *text)
 }
 
 /*
- * Text for new, under names that need no search path.
+ * Text for old, under names that need no search path.
  */
 static char *
 query_deparse(Query *query)
@@ -326,9 +327,10 @@ query_read(CutoverShadowQuery *q, const CutoverShadowEntry *entry)
 	Oid		   *types = palloc(sizeof(Oid) * Max(entry->nparams, 1));
 	const char **texts = palloc(sizeof(char *) * Max(entry->nparams, 1));
 	FoldContext fold = {.max = Max(entry->nparams, 4)};
-	bool	   *ignored = NULL;
+	CutoverShadowFindings findings = {0};
 	Query	   *query;
 	List	   *rewritten;
+	List	   *externs;
 
 	q->skip = CUTOVER_SHADOW_NOT_A_SELECT;
 	if (stmt == NULL)
@@ -344,17 +346,22 @@ query_read(CutoverShadowQuery *q, const CutoverShadowEntry *entry)
 	if (list_length(rewritten) != 1)
 		return;
 	query = linitial_node(Query, rewritten);
-	q->skip = cutover_shadow_check(query, q, query_target, &ignored);
+	q->skip = cutover_shadow_check(query, q, query_target, &findings);
 	if (q->skip != CUTOVER_SHADOW_TAKEN)
 		return;
-	query_describe(q, query, ignored, entry);
+	query_describe(q, query, findings.ignored, entry);
 	fold.sources = palloc(sizeof(int) * fold.max);
 	fold.types = palloc(sizeof(Oid) * fold.max);
 	query = castNode(Query, query_fold((Node *) query, &fold));
-	q->sql = MemoryContextStrdup(q->context, query_deparse(query));
+	q->new_sql = MemoryContextStrdup(q->context, cutover_route_sql_unfolded(copyObject(query), findings.whole_row, &externs));
+	q->old_sql = MemoryContextStrdup(q->context, query_deparse(query));
 	q->nparams = fold.n;
 	q->sources = query_keep(q, fold.sources, sizeof(int) * fold.n);
 	q->types = query_keep(q, fold.types, sizeof(Oid) * fold.n);
+	Assert(list_length(externs) == fold.n);
+	q->new_params = MemoryContextAlloc(q->context, sizeof(int) * Max(fold.n, 1));
+	for (int i = 0; i < fold.n; i++)
+		q->new_params[i] = list_nth_int(externs, i) - 1;
 }
 
 /*

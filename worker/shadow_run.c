@@ -169,9 +169,9 @@ cutover_shadow_run_on_new(CutoverShadowQuery *q, const CutoverShadowEntry *entry
 
 	memset(sum, 0, sizeof(*sum));
 	for (int i = 0; i < q->nparams; i++)
-		params[i].data = texts[i];
+		params[i].data = texts[q->new_params[i]];
 	run_connect(cutover_shadow_entry_settings(entry), entry->settings_len);
-	cutover_endpoint_queue_rows(run_ep, q->sql, q->nparams, params, run_take, &taker);
+	cutover_endpoint_queue_rows(run_ep, q->new_sql, q->nparams, params, run_take, &taker);
 	(void) cutover_endpoint_sync(run_ep);
 	if (taker.other_columns)
 		ereport(ERROR,
@@ -230,7 +230,7 @@ run_again(CutoverShadowQuery *q, const CutoverShadowEntry *entry, CutoverShadowS
 		getTypeInputInfo(q->types[i], &input, &ioparam);
 		values[i] = texts[i] ? OidInputFunctionCall(input, (char *) texts[i], ioparam, -1) : (Datum) 0;
 	}
-	if (SPI_execute_with_args(q->sql, q->nparams, q->types, values, nulls, true, cutover_guc_shadow_max_rows + 1) != SPI_OK_SELECT)
+	if (SPI_execute_with_args(q->old_sql, q->nparams, q->types, values, nulls, true, cutover_guc_shadow_max_rows + 1) != SPI_OK_SELECT)
 		elog(ERROR, "could not run the statement again");
 	complete = SPI_processed <= cutover_guc_shadow_max_rows && SPI_tuptable->tupdesc->natts == q->natts;
 	if (complete)
