@@ -15,6 +15,7 @@
 #include "access/parallel.h"
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "executor/executor.h"
 #include "miscadmin.h"
 #include "tcop/utility.h"
 #include "utils/fmgrprotos.h"
@@ -28,10 +29,12 @@
 #include "compat.h"
 #include "guc.h"
 #include "policy_private.h"
+#include "route_scan.h"
 
 /* An idle replicator looks once a second; what it saw that long ago is the present. */
 #define POLICY_IDLE_US (2 * USECS_PER_SEC)
 
+static ExecutorStart_hook_type previous_start = NULL;
 static ProcessUtility_hook_type previous_utility = NULL;
 static uint64 prepared_commits = 0; /* COMMIT PREPARED of this session */
 static LocalTransactionId imported = InvalidLocalTransactionId; /* whose snapshot is another session's */
@@ -333,23 +336,6 @@ cutover_policy_decide(CutoverTarget *target, List *table_ids, const char **why_n
 }
 
 /*
- * A read that could not go to new was the first one of this transaction's snapshot.
- */
-void
-cutover_policy_pin(CutoverTarget *target)
-{
-	CutoverPolicy *policy = cutover_policy_get(target);
-
-	/* new may have been chosen, and have refused */
-	if (policy->lxid == cutover_my_lxid_compat() && (policy->side == CUTOVER_SIDE_OLD || policy->answered))
-		return;
-	policy->lxid = cutover_my_lxid_compat();
-	policy->side = CUTOVER_SIDE_OLD;
-	policy->automatic = true;
-	policy->answered = false;
-}
-
-/*
  * Where another session's next read goes, as far as can be told.
  */
 int
@@ -417,6 +403,51 @@ cutover_policy_committed_new(CutoverTarget *target)
 }
 
 /*
+ * Old answers in a transaction with one snapshot: if this is its first read, it stays there.
+ */
+static void
+policy_pin(CutoverTarget *target)
+{
+	CutoverPolicy *policy = cutover_policy_get(target);
+
+	if (policy->lxid == cutover_my_lxid_compat())
+		return;
+	policy->lxid = cutover_my_lxid_compat();
+	policy->side = CUTOVER_SIDE_OLD;
+	policy->automatic = true;
+	policy->answered = false;
+}
+
+/*
+ * A statement that old answers in a transaction with one snapshot, also one
+ * that nobody asks about any more because its plan is kept.
+ */
+static void
+policy_start(QueryDesc *desc, int eflags)
+{
+	ListCell   *lc;
+
+	if (previous_start)
+		previous_start(desc, eflags);
+	else
+		standard_ExecutorStart(desc, eflags);
+	if (!IsolationUsesXactSnapshot() || (eflags & EXEC_FLAG_EXPLAIN_ONLY) || MyBackendType != B_BACKEND ||
+		!cutover_tracked_any() || cutover_route_reads_new(desc->planstate))
+		return;
+	foreach(lc, desc->plannedstmt->rtable)
+	{
+		RangeTblEntry *rte = lfirst(lc);
+		RouteTable *table;
+
+		if (rte->rtekind != RTE_RELATION || rte->relkind == RELKIND_VIEW)
+			continue;
+		table = cutover_route_table(rte->relid);
+		if (table->known)
+			policy_pin(cutover_tracked_target(table->target_id));
+	}
+}
+
+/*
  * A prepared transaction does not say what it changed: after its commit all
  * targets count as written to.  And a snapshot may come from another session.
  */
@@ -443,6 +474,8 @@ policy_utility(PlannedStmt *pstmt, const char *query, bool readonly_tree, Proces
 void
 cutover_policy_init(void)
 {
+	previous_start = ExecutorStart_hook;
+	ExecutorStart_hook = policy_start;
 	previous_utility = ProcessUtility_hook;
 	ProcessUtility_hook = policy_utility;
 	cutover_clients_init();

@@ -70,13 +70,13 @@ cutover_policy_count(CutoverTarget *target, CutoverReadOutcome outcome, const ch
 		if (policy != NULL)
 			policy->answered = true;
 	}
-	else if (outcome == CUTOVER_READ_KEPT && IsolationUsesXactSnapshot())
-		cutover_policy_pin(target);
-	else if (outcome != CUTOVER_READ_KEPT && policy != NULL)
+	else if (policy != NULL && (outcome != CUTOVER_READ_KEPT || !policy->answered))
 	{
-		/* the next reads of the transaction go where this one went */
-		policy->side = CUTOVER_SIDE_OLD;
-		policy->automatic = true;
+		/* new was chosen and did not answer: the next reads of the transaction go where this one went */
+		if (outcome != CUTOVER_READ_KEPT || IsolationUsesXactSnapshot())
+			policy->side = CUTOVER_SIDE_OLD;
+		if (outcome != CUTOVER_READ_KEPT)
+			policy->automatic = true;
 	}
 	if (slot == NULL)
 		return;

@@ -65,9 +65,6 @@ extern int	cutover_policy_side_of(CutoverTarget *target, const PolicyReader *rea
 /* The slot of a target, if it is still that. */
 extern CutoverSlot *cutover_policy_slot(CutoverTarget *target);
 
-/* Old has answered in a transaction with one snapshot: if that was its first read, it stays there. */
-extern void cutover_policy_pin(CutoverTarget *target);
-
 /* Do reads stay on old because new failed?  Now and then one of those who ask may try. */
 extern bool cutover_policy_breaker_holds(CutoverSlot *slot);
 

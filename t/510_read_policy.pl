@@ -164,10 +164,14 @@ is($on->($s, "BEGIN;\nUPDATE b SET v = 0;\n" . read_sql() . "\nCREATE TEMP TABLE
 is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\n" . read_sql('fail') . "\n" . read_sql() . "\nCOMMIT;"), "new\ntransaction", 'and one that fell back');
 is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\n" . read_sql('count') . "\n" . read_sql('fail') . "\nCOMMIT;"), "new\nstuck", 'new answered with its snapshot: no way back');
 
-is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\n" . read_sql('keep') . "\n" . read_sql() . "\nCOMMIT;"), "row_lock\ntransaction", 'one that has begun on old stays');
-is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\n" . read_sql() . "\n" . read_sql('keep') . "\n" . read_sql() . "\nCOMMIT;"), "new\nrow_lock\ntransaction", 'also if new was chosen and did not answer');
-is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\n" . read_sql('count') . "\n" . read_sql('keep') . "\n" . read_sql() . "\nCOMMIT;"), "new\nrow_lock\nnew", 'as one that has begun on new');
-is($on->($s, "BEGIN;\n" . read_sql('keep') . "\n" . read_sql() . "\nCOMMIT;"), "row_lock\nnew", 'with a snapshot for each statement it does not matter');
+# a statement that can't run on new, and whose plan is there already
+my $begin = 'BEGIN ISOLATION LEVEL REPEATABLE READ';
+$on->($s, "SET plan_cache_mode = force_generic_plan;\nPREPARE local AS SELECT FROM a WHERE random() < 0;\nEXECUTE local;");
+is($on->($s, "$begin;\nEXECUTE local;\n" . read_sql() . "\nCOMMIT;"), 'transaction', 'one that has begun on old stays');
+is($on->($s, "$begin;\n" . read_sql('count') . "\nEXECUTE local;\n" . read_sql() . "\nCOMMIT;"), "new\nnew", 'as one that has begun on new');
+is($on->($s, "$begin;\nSELECT FROM pg_class WHERE oid = 0;\nEXPLAIN EXECUTE local;\n" . read_sql() . "\nCOMMIT;") =~ s/.*\n//sr, 'new', 'what reads nothing of it does not count');
+is($on->($s, "BEGIN;\nEXECUTE local;\n" . read_sql() . "\nCOMMIT;"), 'new', 'with a snapshot for each statement it does not matter');
+is($on->($s, "$begin;\n" . read_sql() . "\n" . read_sql('keep') . "\n" . read_sql() . "\nCOMMIT;"), "new\nrow_lock\ntransaction", 'new was chosen and did not answer');
 is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\nSELECT FROM pg_export_snapshot();\n" . read_sql() . "\nCOMMIT;"), 'isolation', 'a snapshot that is shared stays on old');
 my $dump = $on->($t, "BEGIN ISOLATION LEVEL REPEATABLE READ;\nSELECT pg_export_snapshot();");
 is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\nSET TRANSACTION SNAPSHOT '$dump';\n" . read_sql() . "\nCOMMIT;\n" . read_sql()), "isolation\nnew",
