@@ -69,7 +69,9 @@ OBJS = \
 	worker/comparer.o \
 	worker/comparer_diff.o \
 	worker/comparer_equal.o \
+	worker/comparer_keys.o \
 	worker/comparer_plan.o \
+	worker/comparer_queue.o \
 	worker/comparer_record.o \
 	worker/comparer_settle.o \
 	worker/comparer_side.o \

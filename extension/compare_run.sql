@@ -64,6 +64,13 @@ LANGUAGE sql STABLE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
 	WHERE t.table_id = _version_kind.table_id
 $$;
 
+-- Does one snapshot see everything that another saw?
+CREATE FUNCTION cutover._covers(snapshot pg_snapshot, other pg_snapshot) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT other IS NULL OR (snapshot IS NOT NULL AND pg_snapshot_xmax(other) <= pg_snapshot_xmax(snapshot)
+		AND NOT EXISTS (SELECT FROM pg_snapshot_xip(snapshot) x WHERE pg_visible_in_snapshot(x, other)))
+$$;
+
 -- A new run, or one that was broken off and asked for the same.
 CREATE FUNCTION cutover._open_run(p_target_id int, p_tables int[], p_method text, p_since timestamptz, p_until timestamptz, p_zone text)
 RETURNS bigint
@@ -71,6 +78,7 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp 
 DECLARE
 	v_run bigint;
 	v_horizon timestamptz := cutover._compare_horizon();
+	v_kept cutover._rotation;
 	v_table int;
 BEGIN
 	PERFORM pg_advisory_xact_lock('cutover._compare_run'::regclass::oid::int, p_target_id);
@@ -87,23 +95,28 @@ BEGIN
 		UPDATE cutover._compare_chunk c SET state = 'pending' WHERE c.run = v_run AND c.state = 'running';
 		RETURN v_run;
 	END IF;
-	INSERT INTO cutover._compare_run (target_id, method, actor, pid, tables, since, until, time_zone)
-	VALUES (p_target_id, p_method, cutover._actor(), pg_backend_pid(), p_tables, p_since, p_until, p_zone) RETURNING run INTO v_run;
+	INSERT INTO cutover._compare_run (target_id, method, actor, pid, tables, since, until, time_zone, horizon)
+	VALUES (p_target_id, p_method, cutover._actor(), pg_backend_pid(), p_tables, p_since, p_until, p_zone, v_horizon) RETURNING run INTO v_run;
+	SELECT * INTO v_kept FROM cutover._rotation r WHERE r.target_id = p_target_id;
 	FOREACH v_table IN ARRAY p_tables LOOP
 		INSERT INTO cutover._compare_result (run, table_id, method, since, until)
 		SELECT v_run, v_table, m.method, m.since, greatest(m.until, m.since)
 		FROM cutover._table t LEFT JOIN cutover._compare_position p USING (table_id),
+			-- without a starting point, or with a gap after it, only every row will do
+			LATERAL (SELECT p_method = 'auto' AND p_since IS NULL AND (t.last_compared_at IS NULL OR p.snapshot IS NULL
+				OR NOT cutover._covers(p.snapshot, v_kept.kept_snapshot)) AS anew) a,
 			LATERAL (
 				SELECT 'full' AS method, NULL::timestamptz AS since, NULL::timestamptz AS until
-				WHERE p_method = 'full' OR (p_method = 'auto' AND t.last_compared_at IS NULL)
+				WHERE p_method = 'full' OR a.anew
 				UNION ALL
-				SELECT 'changes', p_since, least(p_until, clock_timestamp())
-				WHERE p_method = 'changes' OR (p_method = 'auto' AND t.last_compared_at IS NOT NULL)
+				SELECT 'changes', greatest(coalesce(p_since, (SELECT max(r.started_at) FROM cutover._compare_run r
+						WHERE r.target_id = p_target_id AND r.snapshot::text = p.snapshot::text)), v_kept.kept_since),
+					least(p_until, clock_timestamp())
+				WHERE p_method = 'changes' OR (p_method = 'auto' AND NOT a.anew)
 					OR (p_method = 'window' AND cutover._version_kind(v_table) IS NULL)
 				UNION ALL
 				SELECT 'window', coalesce(p_since, p.until), least(p_until, v_horizon)
-				WHERE cutover._version_kind(v_table) IS NOT NULL
-					AND (p_method = 'window' OR (p_method = 'auto' AND t.last_compared_at IS NOT NULL))) m
+				WHERE cutover._version_kind(v_table) IS NOT NULL AND (p_method = 'window' OR (p_method = 'auto' AND NOT a.anew))) m
 		WHERE t.table_id = v_table;
 	END LOOP;
 	RETURN v_run;
@@ -131,8 +144,7 @@ BEGIN
 		END IF;
 		CONTINUE WHEN v_partial;
 		INSERT INTO cutover._compare_position AS p (table_id, until, snapshot)
-		SELECT v_table, coalesce(max(r.until) FILTER (WHERE r.method = 'window'), min(r.started_at) FILTER (WHERE r.method = 'full')
-				- current_setting('cutover.compare_lag')::interval),
+		SELECT v_table, max(CASE r.method WHEN 'window' THEN r.until WHEN 'full' THEN v_run.horizon END),
 			CASE WHEN bool_or(r.method IN ('changes', 'full')) THEN v_run.snapshot END
 		FROM cutover._compare_result r WHERE r.run = p_run AND r.table_id = v_table
 		ON CONFLICT (table_id) DO UPDATE SET until = greatest(p.until, EXCLUDED.until), snapshot = coalesce(EXCLUDED.snapshot, p.snapshot);

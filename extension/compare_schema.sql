@@ -14,7 +14,8 @@ CREATE TABLE cutover._compare_run (
 	since timestamptz,							-- as asked for
 	until timestamptz,
 	time_zone text,								-- of the caller: what a time stamp without one means
-	snapshot pg_snapshot NOT NULL DEFAULT pg_current_snapshot(),	-- with started_at it dates changes
+	snapshot pg_snapshot NOT NULL DEFAULT pg_current_snapshot(),	-- when it began
+	horizon timestamptz,						-- no transaction that wrote then had begun before
 	error text,									-- may hold row values
 	sqlstate text,
 	detail text,

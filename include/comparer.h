@@ -70,8 +70,14 @@ typedef struct CompareTable
 	char	   *row_hash[2];	/* of all columns */
 	char	   *key_hash[2];
 	char	   *key_json[2];	/* as cutover._divergence.key */
+	char	   *old_relname;	/* under which deparsed expressions know old's row */
+	int			nsources;		/* columns of old that name a row: its key, or all of them */
+	AttrNumber *source_attnum;
+	char	  **source_name;
+	char	  **source_type;
 	CompareColumn *version;		/* NULL = none, or new does not have it */
 	char	   *version_expr;	/* on old; NULL = none */
+	char	   *version_name;
 	Oid			version_type;
 	char	   *final_when;		/* on old, or NULL */
 } CompareTable;
@@ -85,6 +91,7 @@ typedef struct CompareScope
 	char	   *since;			/* version column; NULL = not restricted */
 	char	   *until;
 	bool		until_included;
+	bool		final;			/* only rows that final_when holds for */
 	const char *version_type;	/* on old, to which the two are cast */
 	int64		mask;			/* 0 = all */
 	int64		value;
@@ -114,7 +121,6 @@ typedef struct Comparer
 	const char *method;			/* of the chunk under way */
 	MemoryContext table_context;
 	CompareTable *table;		/* under way */
-	bool		table_is_stale;	/* know it anew before the next piece of work */
 	double		busy;			/* sessions at work on old, lately */
 } Comparer;
 
@@ -153,13 +159,17 @@ extern CompareTable *cutover_compare_load_table(Comparer *c, int32 table_id);
 extern char *cutover_compare_sql_digest(CompareTable *t, CompareSide side, const CompareScope *scope);
 extern char *cutover_compare_sql_rows(CompareTable *t, CompareSide side, const CompareScope *scope);
 extern char *cutover_compare_sql_lookup(CompareTable *t, CompareSide side, bool detail);
+extern const char *cutover_compare_key_type(Oid type, const char *name);
 extern int	cutover_compare_scope_args(const CompareScope *scope, const char **args);
 
 /* comparer_diff.c - rows of a scope that look different, to be settled */
 extern void cutover_compare_scope(Comparer *c, const CompareScope *scope, CompareCounts *counts);
 
-/* comparer_settle.c: keys that look different; each is an array of nkeys texts, or the digest without a key */
-extern void cutover_compare_settle(Comparer *c, char ***keys, int n, CompareCounts *counts);
+/*
+ * comparer_settle.c: keys that look different; each is an array of nkeys texts,
+ * or the digest without a key.  jsons, if given: as they stand in cutover._divergence.
+ */
+extern void cutover_compare_settle(Comparer *c, char ***keys, char **jsons, int n, CompareCounts *counts);
 
 /* The rows of a key on one side. */
 typedef struct CompareState
@@ -172,6 +182,7 @@ typedef struct CompareState
 typedef struct CompareCandidate
 {
 	char	  **key;
+	char	   *json;
 	bool		settled;
 	bool		confirmed;
 	int			rounds;
@@ -186,6 +197,9 @@ extern struct HTAB *cutover_compare_lookup_digests(Comparer *c, CompareCandidate
 extern int	cutover_compare_lookup_index(Comparer *c, struct HTAB *digests, CutoverRows *rows, int row);
 extern void cutover_compare_add_state(CompareState *state, CutoverRows *rows, int row);
 
+/* Of these keys those that old does not have, moved to the front; returns their number. */
+extern int	cutover_compare_keep_absent(Comparer *c, char ***keys, int n);
+
 /* comparer_equal.c: texts of a column's type; needs a transaction */
 extern bool cutover_compare_same_value(const CompareColumn *col, const char *a, const char *b);
 extern bool cutover_compare_is_later(const CompareColumn *col, const char *a, const char *b);
@@ -197,14 +211,21 @@ extern void cutover_compare_close(Comparer *c, CompareCandidate **equal, int n);
 /* comparer_plan.c */
 extern void cutover_compare_plan_full(Comparer *c, const char *method);
 extern void cutover_compare_plan_one(Comparer *c, const char *method, const char *kind, char *lower, char *upper);
+extern void cutover_compare_plan_between(Comparer *c, const char *since, const char *until);
 
-/* comparer_queue.c */
-extern void cutover_compare_changes(Comparer *c, CompareCounts *counts);
+/* comparer_queue.c: keys of changes that the queue has; n tables, each with its counts */
+extern void cutover_compare_changes(Comparer *c, int n, const int32 *table_ids, CompareCounts *counts);
 
-/* comparer_window.c */
+/* comparer_keys.c: rows named by their columns on old */
+extern void cutover_compare_named(Comparer *c, char ***sources, char **jsons, int n, CompareCounts *counts);
+extern void cutover_compare_known(Comparer *c, CompareCounts *counts);
+
+/* comparer_window.c: rows by the time of their version */
 extern void cutover_compare_plan_window(Comparer *c);
 extern void cutover_compare_window(Comparer *c, const char *since, const char *until, CompareCounts *counts);
-extern void cutover_compare_known(Comparer *c, CompareCounts *counts);
+
+/* comparer.c */
+extern void cutover_compare_use_table(Comparer *c, int32 table_id);
 
 /* comparer_wait.c - waiting: for new, and so as not to be in the way */
 extern void cutover_compare_look_at_target(Comparer *c);

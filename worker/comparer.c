@@ -39,6 +39,8 @@ typedef struct CompareTurn
 {
 	int32		table_id;
 	char	   *method;
+	bool		queue;			/* all tables whose changes are looked for at once */
+	int32	   *table_ids;		/* of these */
 	int			n;
 	int		   *chunk_no;
 	char	  **kind;
@@ -97,18 +99,20 @@ comparer_take_chunks(Comparer *c, CompareTurn *turn, int max, MemoryContext mcxt
 									  " RETURNING p.table_id, p.method, p.chunk_no, p.kind, p.lower, p.upper", 3, types, args, NULL);
 	old = MemoryContextSwitchTo(mcxt);
 	turn->chunk_no = palloc(Max(turn->n, 1) * sizeof(int));
+	turn->table_ids = palloc(Max(turn->n, 1) * sizeof(int32));
 	turn->kind = palloc(Max(turn->n, 1) * sizeof(char *));
 	turn->lower = palloc(Max(turn->n, 1) * sizeof(char *));
 	turn->upper = palloc(Max(turn->n, 1) * sizeof(char *));
 	turn->counts = palloc0(Max(turn->n, 1) * sizeof(CompareCounts));
 	for (int i = 0; i < turn->n; i++)
 	{
-		turn->table_id = (int32) cutover_local_int(i, 1);
+		turn->table_id = turn->table_ids[i] = (int32) cutover_local_int(i, 1);
 		turn->method = cutover_local_text(i, 2);
 		turn->chunk_no[i] = (int) cutover_local_int(i, 3);
 		turn->kind[i] = cutover_local_text(i, 4);
 		turn->lower[i] = cutover_local_text(i, 5);
 		turn->upper[i] = cutover_local_text(i, 6);
+		turn->queue = strcmp(turn->kind[i], "queue") == 0;
 	}
 	MemoryContextSwitchTo(old);
 	cutover_compare_commit();
@@ -137,8 +141,8 @@ comparer_others_work(Comparer *c)
 /*
  * Know a table as it is now.
  */
-static void
-comparer_load_table(Comparer *c, int32 table_id)
+void
+cutover_compare_use_table(Comparer *c, int32 table_id)
 {
 	MemoryContext old;
 
@@ -158,7 +162,7 @@ comparer_plan(Comparer *c, CompareTurn *turn)
 	Oid			types[] = {INT8OID, INT4OID, TEXTOID};
 	Datum		args[] = {Int64GetDatum(c->run), Int32GetDatum(turn->table_id), CStringGetTextDatum(turn->method)};
 
-	comparer_load_table(c, turn->table_id);
+	cutover_compare_use_table(c, turn->table_id);
 	/* what is left of a worker that died here */
 	cutover_compare_begin();
 	cutover_local_run("DELETE FROM cutover._compare_chunk WHERE run = $1 AND table_id = $2 AND method = $3", 3, types, args, NULL);
@@ -187,8 +191,6 @@ comparer_do_chunk(Comparer *c, CompareTurn *turn, int i)
 
 	if (strcmp(turn->kind[i], "keys") == 0)
 		cutover_compare_known(c, &turn->counts[i]);
-	else if (strcmp(turn->kind[i], "queue") == 0)
-		cutover_compare_changes(c, &turn->counts[i]);
 	else if (strcmp(turn->kind[i], "time") == 0)
 		cutover_compare_window(c, turn->lower[i], turn->upper[i], &turn->counts[i]);
 	else
@@ -218,7 +220,7 @@ comparer_finish_chunk(Comparer *c, CompareTurn *turn, int i)
 {
 	CompareCounts *n = &turn->counts[i];
 	Oid			types[] = {INT8OID, INT4OID, TEXTOID, INT4OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, INT8OID, BOOLOID};
-	Datum		args[] = {Int64GetDatum(c->run), Int32GetDatum(turn->table_id), CStringGetTextDatum(turn->method),
+	Datum		args[] = {Int64GetDatum(c->run), Int32GetDatum(turn->table_ids[i]), CStringGetTextDatum(turn->method),
 		Int32GetDatum(turn->chunk_no[i]), Int64GetDatum(n->rows), Int64GetDatum(n->missing), Int64GetDatum(n->extra),
 		Int64GetDatum(n->different), Int64GetDatum(n->representation), Int64GetDatum(n->deferred), BoolGetDatum(n->capped)};
 
@@ -249,11 +251,12 @@ comparer_turn(Comparer *c, CompareTurn *turn)
 	double		seconds;
 
 	cutover_compare_look_at_target(c);
-	if (c->table == NULL || c->table->table_id != turn->table_id || c->table_is_stale)
-		comparer_load_table(c, turn->table_id);
-	c->table_is_stale = false;
 	c->method = turn->method;
-	for (int i = 0; i < turn->n; i++)
+	if (turn->queue)
+		cutover_compare_changes(c, turn->n, turn->table_ids, turn->counts);
+	else
+		cutover_compare_use_table(c, turn->table_id);
+	for (int i = 0; i < turn->n && !turn->queue; i++)
 	{
 		cutover_compare_check_run(c);
 		comparer_do_chunk(c, turn, i);

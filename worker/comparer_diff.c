@@ -120,7 +120,7 @@ diff_rows(Comparer *c, const CompareScope *scope, CompareCounts *counts)
 		if (entry->hash != 0 || entry->count != 0)
 			keys[n++] = entry->key;
 	if (n > 0)
-		cutover_compare_settle(c, keys, n, counts);
+		cutover_compare_settle(c, keys, NULL, n, counts);
 	hash_destroy(table);
 }
 

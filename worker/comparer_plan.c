@@ -164,3 +164,36 @@ cutover_compare_plan_one(Comparer *c, const char *method, const char *kind, char
 {
 	plan_store(c, method, kind, &lower, &upper, 1);
 }
+
+/*
+ * Cut a window of time, so that each part has about as many rows as other chunks.
+ */
+void
+cutover_compare_plan_between(Comparer *c, const char *since, const char *until)
+{
+	CompareTable *t = c->table;
+	PlanSize	size = plan_measure(c);
+	double		fraction = Min(1, SAMPLE_BLOCKS / Max(size.blocks, 1));
+	const char *args[] = {since, until, psprintf("%.0f", Max(CHUNK_ROWS * fraction, 1))};
+	StringInfoData sql;
+	CutoverRows *rows;
+	char	  **lower;
+	char	  **upper;
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, "SELECT DISTINCT \"cutover v\", ARRAY[\"cutover v\"::text]::text FROM (SELECT %s AS \"cutover v\","
+					 " pg_catalog.row_number() OVER (ORDER BY %s) AS \"cutover n\" FROM %s", t->version_expr, t->version_expr, t->from[COMPARE_OLD]);
+	if (fraction < 1)
+		appendStringInfo(&sql, " TABLESAMPLE SYSTEM (%.6f) REPEATABLE (20)", fraction * 100);
+	appendStringInfo(&sql, " WHERE ($1::text IS NULL OR %s > $1::text::%s) AND ($2::text IS NULL OR %s < $2::text::%s)) AS \"cutover s\""
+					 " WHERE \"cutover n\" %% $3::text::int8 = 0 ORDER BY 1",
+					 t->version_expr, format_type_be(t->version_type), t->version_expr, format_type_be(t->version_type));
+	rows = cutover_compare_run_table(c, COMPARE_OLD, sql.data, 3, args);
+	lower = palloc0((rows->nrows + 1) * sizeof(char *));
+	upper = palloc0((rows->nrows + 1) * sizeof(char *));
+	for (int i = 0; i < rows->nrows; i++)
+		lower[i + 1] = upper[i] = CUTOVER_CELL(rows, i, 1);
+	lower[0] = since ? cutover_compare_array((char **) &since, 1) : NULL;
+	upper[rows->nrows] = until ? cutover_compare_array((char **) &until, 1) : NULL;
+	plan_store(c, "window", "time", lower, upper, rows->nrows + 1);
+}

@@ -290,6 +290,31 @@ cutover_compare_record(Comparer *c, CompareCandidate **confirmed, int n, Compare
 }
 
 /*
+ * A key as it stands in cutover._divergence.
+ */
+static char *
+record_key_json(CompareTable *t, char **key)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	for (int k = 0; k < t->nkeys; k++)
+	{
+		CompareColumn *col = t->keys[k].column;
+
+		appendStringInfoString(&buf, k > 0 ? ", " : "{");
+		escape_json(&buf, col->old_name ? col->old_name : col->name);
+		appendStringInfoString(&buf, ": ");
+		if (key[k])
+			escape_json(&buf, key[k]);
+		else
+			appendStringInfoString(&buf, "null");
+	}
+	appendStringInfoChar(&buf, '}');
+	return buf.data;
+}
+
+/*
  * Keys that were found equal: what was open about them is closed.
  */
 void
@@ -300,7 +325,7 @@ cutover_compare_close(Comparer *c, CompareCandidate **equal, int n)
 	Datum		args[] = {Int32GetDatum(t->table_id), (Datum) 0};
 	char	  **keys;
 
-	if (t->nkeys == 0)
+	if (t->nkeys == 0 && equal[0]->json == NULL)
 		return;					/* the end of a full pass closes them */
 	cutover_compare_begin();
 	if (cutover_local_run("SELECT 1 FROM cutover._divergence WHERE table_id = $1 LIMIT 1", 1, types, args, NULL) > 0)
@@ -308,23 +333,7 @@ cutover_compare_close(Comparer *c, CompareCandidate **equal, int n)
 		keys = palloc(n * sizeof(char *));
 		for (int i = 0; i < n; i++)
 		{
-			StringInfoData buf;
-
-			initStringInfo(&buf);
-			for (int k = 0; k < t->nkeys; k++)
-			{
-				CompareColumn *col = t->keys[k].column;
-
-				appendStringInfoString(&buf, k > 0 ? ", " : "{");
-				escape_json(&buf, col->old_name ? col->old_name : col->name);
-				appendStringInfoString(&buf, ": ");
-				if (equal[i]->key[k])
-					escape_json(&buf, equal[i]->key[k]);
-				else
-					appendStringInfoString(&buf, "null");
-			}
-			appendStringInfoChar(&buf, '}');
-			keys[i] = buf.data;
+			keys[i] = equal[i]->json ? equal[i]->json : record_key_json(t, equal[i]->key);
 		}
 		args[1] = CStringGetTextDatum(cutover_compare_array(keys, n));
 		cutover_local_run("DELETE FROM cutover._divergence d USING pg_catalog.unnest($2::text[]) k WHERE d.table_id = $1"

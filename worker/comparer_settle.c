@@ -153,6 +153,26 @@ settle_lookup(Comparer *c, CompareSide side, CompareCandidate **candidates, int 
 	MemoryContextDelete(mcxt);
 }
 
+int
+cutover_compare_keep_absent(Comparer *c, char ***keys, int n)
+{
+	CompareCandidate *candidates = palloc0(Max(n, 1) * sizeof(CompareCandidate));
+	CompareCandidate **all = palloc(Max(n, 1) * sizeof(CompareCandidate *));
+	int			left = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		candidates[i].key = keys[i];
+		all[i] = &candidates[i];
+	}
+	if (n > 0)
+		settle_lookup(c, COMPARE_OLD, all, n);
+	for (int i = 0; i < n; i++)
+		if (candidates[i].now[COMPARE_OLD].count == 0)
+			keys[left++] = keys[i];
+	return left;
+}
+
 static bool
 settle_same_rows(const CompareState *a, const CompareState *b)
 {
@@ -263,7 +283,7 @@ settle_rounds(Comparer *c, CompareCandidate **candidates, int n)
  * One batch.
  */
 static void
-settle_batch(Comparer *c, char ***keys, int n, CompareCounts *counts)
+settle_batch(Comparer *c, char ***keys, char **jsons, int n, CompareCounts *counts)
 {
 	CompareCandidate *candidates = palloc(n * sizeof(CompareCandidate));
 	CompareCandidate **all = palloc(n * sizeof(CompareCandidate *));
@@ -278,6 +298,7 @@ settle_batch(Comparer *c, char ***keys, int n, CompareCounts *counts)
 		for (int i = 0; i < n; i++)
 		{
 			candidates[i].key = keys[i];
+			candidates[i].json = jsons ? jsons[i] : NULL;
 			all[i] = &candidates[i];
 		}
 		settle_rounds(c, all, n);
@@ -301,7 +322,7 @@ settle_batch(Comparer *c, char ***keys, int n, CompareCounts *counts)
  * Settle keys that look different; adds to counts.
  */
 void
-cutover_compare_settle(Comparer *c, char ***keys, int n, CompareCounts *counts)
+cutover_compare_settle(Comparer *c, char ***keys, char **jsons, int n, CompareCounts *counts)
 {
 	for (int done = 0; done < n; done += BATCH_KEYS)
 	{
@@ -309,7 +330,7 @@ cutover_compare_settle(Comparer *c, char ***keys, int n, CompareCounts *counts)
 		MemoryContext old = MemoryContextSwitchTo(mcxt);
 
 		cutover_compare_check_run(c);
-		settle_batch(c, keys + done, Min(BATCH_KEYS, n - done), counts);
+		settle_batch(c, keys + done, jsons ? jsons + done : NULL, Min(BATCH_KEYS, n - done), counts);
 		MemoryContextSwitchTo(old);
 		MemoryContextDelete(mcxt);
 	}

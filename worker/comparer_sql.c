@@ -8,6 +8,7 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_type.h"
 #include "lib/stringinfo.h"
 #include "utils/builtins.h"
 
@@ -44,6 +45,11 @@ sql_append_scope(StringInfo sql, CompareTable *t, CompareSide side, const Compar
 	if (side == COMPARE_OLD && t->filter)
 	{
 		appendStringInfo(sql, "%s(%s)", sep, t->filter);
+		sep = " AND ";
+	}
+	if (side == COMPARE_OLD && scope->final && t->final_when)
+	{
+		appendStringInfo(sql, "%s(%s)", sep, t->final_when);
 		sep = " AND ";
 	}
 	for (int i = 0; i < 2; i++)
@@ -149,6 +155,20 @@ sql_append_found(StringInfo sql, CompareTable *t, CompareSide side, bool detail)
 }
 
 /*
+ * To what the text of a key is cast.  One side may have room for larger numbers; and a
+ * cast of text to "char" takes the first byte, its input function knows better.
+ */
+const char *
+cutover_compare_key_type(Oid type, const char *name)
+{
+	if (type == INT2OID || type == INT4OID)
+		return "pg_catalog.int8";
+	if (type == CHAROID)
+		return "pg_catalog.bpchar::\"char\"";
+	return name;
+}
+
+/*
  * The rows of a set of keys; $1, $2 ... are arrays with the columns of the key.
  */
 static char *
@@ -170,9 +190,8 @@ sql_lookup_keyed(CompareTable *t, CompareSide side, bool detail)
 	{
 		CompareType *type = &t->keys[k].column->type[side];
 
-		/* a cast of text to "char" takes the first byte, its input function knows better */
-		appendStringInfo(&sql, "%s%s %s \"cutover %d\"::%s%s", k > 0 ? " AND " : "", t->keys[k].column->expr[side],
-						 type->equals, k + 1, strcmp(type->name, "\"char\"") == 0 ? "pg_catalog.bpchar::" : "", type->name);
+		appendStringInfo(&sql, "%s%s %s \"cutover %d\"::%s", k > 0 ? " AND " : "", t->keys[k].column->expr[side],
+						 type->equals, k + 1, cutover_compare_key_type(type->oid, type->name));
 	}
 	if (side == COMPARE_OLD && t->filter)
 		appendStringInfo(&sql, " AND (%s)", t->filter);

@@ -122,6 +122,7 @@ table_load_config(TableLoad *load)
 		load->schema[side] = CUTOVER_CELL(rows, 0, 1 + 2 * side);
 		load->name[side] = CUTOVER_CELL(rows, 0, 2 + 2 * side);
 	}
+	t->old_relname = load->name[COMPARE_OLD];
 	t->label = quote_qualified_identifier(load->schema[COMPARE_OLD], load->name[COMPARE_OLD]);
 	load->default_columns = CUTOVER_CELL(rows, 0, 5)[0] == 't';
 	t->filter = CUTOVER_CELL(rows, 0, 6);
@@ -325,12 +326,19 @@ table_plan_key_json(TableLoad *load)
 
 	initStringInfo(&names);
 	initStringInfo(&values);
+	t->source_attnum = palloc(Max(rows->nrows, 1) * sizeof(AttrNumber));
+	t->source_name = palloc(Max(rows->nrows, 1) * sizeof(char *));
+	t->source_type = palloc(Max(rows->nrows, 1) * sizeof(char *));
 	for (int i = 0; i < rows->nrows; i++)
 	{
 		const char *sep = names.len ? ", " : "";
 
 		if (t->nkeys > 0 ? !table_in_array(load->keys, atoi(CUTOVER_CELL(rows, i, 1))) : CUTOVER_CELL(rows, i, 8)[0] == 'v')
 			continue;
+		t->source_attnum[t->nsources] = atoi(CUTOVER_CELL(rows, i, 1));
+		t->source_name[t->nsources] = CUTOVER_CELL(rows, i, 0);
+		t->source_type[t->nsources++] = (char *) cutover_compare_key_type(OidIsValid(t->run_as) || t->nkeys == 0 ? InvalidOid :
+																		  atooid(CUTOVER_CELL(rows, i, 2)), CUTOVER_CELL(rows, i, 4));
 		appendStringInfo(&names, "%s%s", sep, quote_literal_cstr(CUTOVER_CELL(rows, i, 0)));
 		appendStringInfo(&values, "%s%s", sep, cutover_compare_text(quote_identifier(CUTOVER_CELL(rows, i, 0)),
 																	atooid(CUTOVER_CELL(rows, i, 2))));
@@ -410,6 +418,7 @@ cutover_compare_load_table(Comparer *c, int32 table_id)
 
 		if (old >= 0)
 		{
+			t->version_name = load.version;
 			t->version_expr = pstrdup(quote_identifier(load.version));
 			t->version_type = atooid(CUTOVER_CELL(load.columns[COMPARE_OLD], old, 2));
 			for (int i = 0; i < t->ncols; i++)
