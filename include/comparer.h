@@ -119,6 +119,7 @@ typedef struct Comparer
 	int64		epoch;
 	bool		strong_hash;	/* the two servers' fast hashes differ */
 	const char *method;			/* of the chunk under way */
+	bool		known;			/* looking again at what is known */
 	MemoryContext table_context;
 	CompareTable *table;		/* under way */
 	double		busy;			/* sessions at work on old, lately */

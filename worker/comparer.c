@@ -189,8 +189,12 @@ comparer_do_chunk(Comparer *c, CompareTurn *turn, int i)
 {
 	CompareScope scope = {0};
 
-	if (strcmp(turn->kind[i], "keys") == 0)
+	c->known = strcmp(turn->kind[i], "keys") == 0;
+	if (c->known)
+	{
 		cutover_compare_known(c, &turn->counts[i]);
+		turn->counts[i].deferred = 0;
+	}
 	else if (strcmp(turn->kind[i], "time") == 0)
 		cutover_compare_window(c, turn->lower[i], turn->upper[i], &turn->counts[i]);
 	else
@@ -252,6 +256,7 @@ comparer_turn(Comparer *c, CompareTurn *turn)
 
 	cutover_compare_look_at_target(c);
 	c->method = turn->method;
+	c->known = false;
 	if (turn->queue)
 		cutover_compare_changes(c, turn->n, turn->table_ids, turn->counts);
 	else

@@ -175,6 +175,7 @@ cutover_compare_plan_between(Comparer *c, const char *since, const char *until)
 	PlanSize	size = plan_measure(c);
 	double		fraction = Min(1, SAMPLE_BLOCKS / Max(size.blocks, 1));
 	const char *args[] = {since, until, psprintf("%.0f", Max(CHUNK_ROWS * fraction, 1))};
+	const char *type = t->version_type == TIMESTAMPOID ? "pg_catalog.timestamp" : "pg_catalog.timestamptz";
 	StringInfoData sql;
 	CutoverRows *rows;
 	char	  **lower;
@@ -187,7 +188,7 @@ cutover_compare_plan_between(Comparer *c, const char *since, const char *until)
 		appendStringInfo(&sql, " TABLESAMPLE SYSTEM (%.6f) REPEATABLE (20)", fraction * 100);
 	appendStringInfo(&sql, " WHERE ($1::text IS NULL OR %s > $1::text::%s) AND ($2::text IS NULL OR %s < $2::text::%s)) AS \"cutover s\""
 					 " WHERE \"cutover n\" %% $3::text::int8 = 0 ORDER BY 1",
-					 t->version_expr, format_type_be(t->version_type), t->version_expr, format_type_be(t->version_type));
+					 t->version_expr, type, t->version_expr, type);
 	rows = cutover_compare_run_table(c, COMPARE_OLD, sql.data, 3, args);
 	lower = palloc0((rows->nrows + 1) * sizeof(char *));
 	upper = palloc0((rows->nrows + 1) * sizeof(char *));

@@ -153,7 +153,8 @@ record_is_newer(Comparer *c, const RecordDetail *detail)
 }
 
 /*
- * Write or refresh one difference.  Returns false if this run and method has counted it before.
+ * Write or refresh one difference.  Returns whether it counts: not if this run
+ * and method has counted it before, nor if it was open already and is only looked at again.
  */
 static bool
 record_save(Comparer *c, RecordCounter *counter, const char *key, const char *kind, const char *columns,
@@ -165,7 +166,7 @@ record_save(Comparer *c, RecordCounter *counter, const char *key, const char *ki
 	Datum		args[] = {Int32GetDatum(c->table->table_id), CStringGetTextDatum(key), CStringGetTextDatum(kind),
 		columns ? CStringGetTextDatum(columns) : (Datum) 0, old_row ? CStringGetTextDatum(old_row) : (Datum) 0,
 		new_row ? CStringGetTextDatum(new_row) : (Datum) 0, CStringGetTextDatum(deferred ? "deferred" : "confirmed"),
-	Int64GetDatum(copies), Int64GetDatum(c->run), CStringGetTextDatum(c->method), Int32GetDatum(c->target_id)};
+	Int64GetDatum(copies), Int64GetDatum(c->run), CStringGetTextDatum(c->known ? "known" : c->method), Int32GetDatum(c->target_id)};
 	char		nulls[] = {' ', ' ', ' ', columns ? ' ' : 'n', old_row ? ' ' : 'n', new_row ? ' ' : 'n', ' ', ' ', ' ', ' ', ' '};
 
 	if (update == NULL)
@@ -187,7 +188,8 @@ record_save(Comparer *c, RecordCounter *counter, const char *key, const char *ki
 	if (SPI_execute_plan(update, args, nulls, false, 0) < 0)
 		elog(ERROR, "could not update a divergence");
 	if (SPI_processed > 0)
-		return !cutover_local_int(0, 1);
+		return !c->known && !cutover_local_int(0, 1);
+	args[9] = CStringGetTextDatum(c->method);
 	if (counter->open >= cutover_guc_max_divergences)
 	{
 		counter->counts->capped = true;
