@@ -310,15 +310,19 @@ DECLARE
 	w record;
 BEGIN
 	FOR w IN SELECT * FROM cutover._writers(target_id, master) x WHERE x.pid IS NOT NULL LOOP
-		IF master = 'new' THEN
-			PERFORM cutover._new_exec(format('SELECT pg_catalog.%I($1::int)', v_function), w.pid::text);
-		ELSIF how = 'cancel' THEN
-			PERFORM pg_cancel_backend(w.pid);
-		ELSE
-			PERFORM pg_terminate_backend(w.pid);
-		END IF;
-		PERFORM cutover._log_event('stop_writer', jsonb_build_object('how', how, 'side', master, 'pid', w.pid, 'role', w.usename,
-			'application', w.application_name), target_id);
+		BEGIN
+			IF master = 'new' THEN
+				PERFORM cutover._new_exec(format('SELECT pg_catalog.%I($1::int)', v_function), w.pid::text);
+			ELSIF how = 'cancel' THEN
+				PERFORM pg_cancel_backend(w.pid);
+			ELSE
+				PERFORM pg_terminate_backend(w.pid);
+			END IF;
+			PERFORM cutover._log_event('stop_writer', jsonb_build_object('how', how, 'side', master, 'pid', w.pid, 'role', w.usename,
+				'application', w.application_name), target_id);
+		EXCEPTION WHEN insufficient_privilege THEN
+			RAISE WARNING 'process % can not be stopped: %', w.pid, SQLERRM USING HINT = 'GRANT pg_signal_backend to the role that we act as there.';
+		END;
 	END LOOP;
 END
 $$;

@@ -37,6 +37,10 @@ cutover_same_rows($old, $new, 'load_journal');
 $load->check($new, 'every acknowledged commit is on new');
 
 is($old->safe_psql('postgres', 'SELECT table_name, key, sqlstate, message FROM cutover.apply_error'), '', 'new refused nothing');
+
+is($old->safe_psql('postgres', q{SELECT from_mode, to_mode FROM cutover_set_mode('new_only', force => true)}), 'old_only|new_only', 'new becomes master');
+is($new->safe_psql('postgres', 'INSERT INTO load_journal VALUES (100, 1) RETURNING n'), '1', 'and takes writes');
+is($old->safe_psql('postgres', q{SELECT from_mode, to_mode FROM cutover_set_mode('old_only', force => true)}), 'new_only|old_only', 'and back');
 $old->safe_psql('postgres', 'SELECT cutover_cancel()');
 is( $new->safe_psql('postgres', q{SELECT count(*) FROM pg_namespace WHERE nspname = 'cutover'}),
 	'0', 'nothing of ours is left on new');
