@@ -475,22 +475,31 @@ replicator_set_durability(Replicator *r)
 
 /*
  * A switch is under way: if nobody drives it any more, bring it to its end.
+ * And have both sides know the same master.  True if either was looked at: the
+ * target may be in another mode now.
  */
-static void
-replicator_resolve_switch(Replicator *r)
+static bool
+replicator_settle_master(Replicator *r)
 {
 	char	   *options;
 
 	if (r->switching)
 	{
 		options = replicator_call(r, "SELECT cutover._resolve_idle($1) WHERE $2 IS NOT NULL", "");
-		r->switching = options == NULL; /* until the target is read again */
+		/* NULL: somebody drives it */
+		r->switching = options == NULL;
 		if (options != NULL && strcmp(options, "{}") != 0)
 			(void) replicator_call(r, "SELECT cutover._after_switch($1, $2::jsonb)", options);
+		if (options != NULL)
+			r->target_read_at = 0;
 	}
 	if (!r->agreed)
+	{
 		(void) replicator_call(r, "SELECT cutover._agree_with_new($1, $2::boolean)", "false");
-	r->agreed = true;
+		r->agreed = true;
+		r->target_read_at = 0;
+	}
+	return r->target_read_at == 0;
 }
 
 /*
@@ -502,7 +511,8 @@ replicator_turn(Replicator *r)
 	if (!replicator_connect(r))
 		return IDLE_MS;
 	cutover_session_renew(&r->session);
-	replicator_resolve_switch(r);
+	if (replicator_settle_master(r))
+		return 0;
 	replicator_set_durability(r);
 	if (cutover_copier_tick(r->target_id, r->session.ep))
 		cutover_mapping_set_stale();
