@@ -92,6 +92,9 @@ CREATE FUNCTION cutover._shadow_add(target_id int, queryid bigint, query text, c
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
+	IF NOT EXISTS (SELECT FROM cutover._target t WHERE t.target_id = $1) THEN
+		RETURN;									-- it was given up a moment ago
+	END IF;
 	IF NOT EXISTS (SELECT FROM cutover._shadow_read r WHERE r.target_id = $1 AND r.queryid = $2)
 		AND (SELECT count(*) FROM cutover._shadow_read r WHERE r.target_id = $1) > 1000
 	THEN

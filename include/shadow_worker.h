@@ -102,7 +102,7 @@ extern void cutover_shadow_run_on_new(CutoverShadowQuery *q, const CutoverShadow
 /* Close the connection, or make it usable again after an error. */
 extern void cutover_shadow_run_recover(bool close);
 
-/* On old, under a snapshot of its own, in a transaction that is read only and restricted; false if the result is too large. */
+/* On old, under a snapshot of its own; false if the result is too large, or it failed. */
 extern bool cutover_shadow_run_on_old(CutoverShadowQuery *q, const CutoverShadowEntry *entry, CutoverShadowSum *sum, CutoverShadowRows *rows);
 
 extern bool cutover_shadow_same(const CutoverShadowQuery *q, const CutoverShadowSum *a, const CutoverShadowSum *b);
@@ -116,13 +116,17 @@ extern void cutover_shadow_suspect_add(CutoverSlot *slot, CutoverShadowQuery *q,
 extern bool cutover_shadow_suspect_step(CutoverSlot *slot);
 extern bool cutover_shadow_suspect_any(void);
 
+/* The worker ends: count those that are left. */
+extern void cutover_shadow_suspect_end(void);
+
 /* ---- shadow_stats.c ---- */
 
 extern void cutover_shadow_stats_init(int32 target_id);
 extern void cutover_shadow_stats_call(const CutoverShadowQuery *q, uint64 text_hash, int64 old_us, int64 new_us);
 extern void cutover_shadow_stats_error(const CutoverShadowQuery *q, uint64 text_hash, int64 old_us, int64 new_us, bool timeout,
 									   int sqlerrcode, const char *message);
-extern void cutover_shadow_stats_unsettled(const CutoverShadowQuery *q);
+extern void cutover_shadow_stats_unsettled(uint64 queryid);
+extern void cutover_shadow_stats_dropped(uint64 n);
 extern void cutover_shadow_stats_skip(CutoverShadowSkip why);
 
 /* A confirmed difference, with a sample of rows. */

@@ -221,4 +221,14 @@ $await->('without a ratio the worker ends', sub { $one->(q{SELECT count(*) FROM 
 is($sum->('mismatches', '%'), '0', 'no difference, however far new lags')
   or diag($one->(q{SELECT query, parameters, sample FROM cutover.shadow_mismatch}));
 
+# ---- the target goes while there are samples
+
+$one->('SELECT cutover_set_shadow_ratio(100)');
+$await->('samples are taken', sub { $one->('SELECT id FROM item WHERE id < 10'); $one->(q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'cutover shadow reader'}) eq '1' });
+$one->('SELECT id FROM item WHERE id < 10') for 1 .. 3;
+$one->('SELECT cutover_cancel()');
+$await->('the worker ends with the target', sub { $one->(q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'cutover shadow reader'}) eq '0' });
+is($one->('SELECT count(*) FROM cutover._shadow_read'), '0', 'and leaves nothing behind');
+unlike(slurp_file($old->logfile), qr/cutover shadow reader \S* ?(ERROR|FATAL)/, 'no error in the log of any of them');
+
 done_testing();

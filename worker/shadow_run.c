@@ -7,6 +7,7 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "storage/ipc.h"
 #include "utils/builtins.h"
 #include "utils/datetime.h"
 #include "utils/guc.h"
@@ -19,8 +20,9 @@
 #include "guc.h"
 #include "shadow_worker.h"
 
-/* Running again on old must not take for ever. */
-#define RUN_OLD_LIMIT_MS 30000
+/* Running again on old must not take for ever: ten times what it took, within these. */
+#define RUN_OLD_MIN_MS 1000
+#define RUN_OLD_MAX_MS 30000
 
 /* Handed to the callback that gets new's rows. */
 typedef struct RunTaker
@@ -238,16 +240,17 @@ run_again(CutoverShadowQuery *q, const CutoverShadowEntry *entry, CutoverShadowS
 	return complete;
 }
 
-bool
-cutover_shadow_run_on_old(CutoverShadowQuery *q, const CutoverShadowEntry *entry, CutoverShadowSum *sum, CutoverShadowRows *rows)
+/*
+ * Run on old, in a transaction that is read only and restricted.
+ */
+static bool
+run_on_old(CutoverShadowQuery *q, const CutoverShadowEntry *entry, CutoverShadowSum *sum, CutoverShadowRows *rows, MemoryContext caller)
 {
-	MemoryContext caller = CurrentMemoryContext;
 	Oid			userid;
 	int			context;
 	int			nest;
 	bool		complete;
 
-	memset(sum, 0, sizeof(*sum));
 	SetCurrentStatementStartTimestamp();
 	StartTransactionCommand();
 	XactReadOnly = true;
@@ -258,7 +261,7 @@ cutover_shadow_run_on_old(CutoverShadowQuery *q, const CutoverShadowEntry *entry
 	GetUserIdAndSecContext(&userid, &context);
 	SetUserIdAndSecContext(userid, context | SECURITY_RESTRICTED_OPERATION);
 	PushActiveSnapshot(GetTransactionSnapshot());
-	enable_timeout_after(STATEMENT_TIMEOUT, RUN_OLD_LIMIT_MS);
+	enable_timeout_after(STATEMENT_TIMEOUT, Max(RUN_OLD_MIN_MS, Min(RUN_OLD_MAX_MS, entry->old_us / 100)));
 	complete = run_again(q, entry, sum, rows, caller);
 	disable_timeout(STATEMENT_TIMEOUT, false);
 	PopActiveSnapshot();
@@ -266,6 +269,35 @@ cutover_shadow_run_on_old(CutoverShadowQuery *q, const CutoverShadowEntry *entry
 	AtEOXact_GUC(false, nest);
 	SPI_finish();
 	CommitTransactionCommand();
+	return complete;
+}
+
+bool
+cutover_shadow_run_on_old(CutoverShadowQuery *q, const CutoverShadowEntry *entry, CutoverShadowSum *sum, CutoverShadowRows *rows)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	volatile bool complete = false;
+
+	memset(sum, 0, sizeof(*sum));
+	PG_TRY();
+	{
+		complete = run_on_old(q, entry, sum, rows, caller);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		/* too slow, a lock, missing rights of the extension's owner: says nothing of new */
+		disable_timeout(STATEMENT_TIMEOUT, false);
+		MemoryContextSwitchTo(caller);
+		error = CopyErrorData();
+		FlushErrorState();
+		AbortOutOfAnyTransaction();
+		if (ProcDiePending)
+			proc_exit(1);
+		ereport(DEBUG1, (errmsg_internal("could not run a statement on old again: %s", error->message)));
+	}
+	PG_END_TRY();
 	MemoryContextSwitchTo(caller);
 	return complete;
 }

@@ -179,9 +179,16 @@ cutover_shadow_stats_error(const CutoverShadowQuery *q, uint64 text_hash, int64 
 }
 
 void
-cutover_shadow_stats_unsettled(const CutoverShadowQuery *q)
+cutover_shadow_stats_unsettled(uint64 queryid)
 {
-	stats_of(q)->unsettled++;
+	stats_find(queryid)->unsettled++;
+}
+
+void
+cutover_shadow_stats_dropped(uint64 n)
+{
+	if (n > 0)
+		stats_find(0)->dropped += n;
 }
 
 void
@@ -381,8 +388,7 @@ stats_harvest(CutoverSlot *slot, CutoverShadowRing *ring)
 		else
 			stats_find(text->queryid)->dropped += n;
 	}
-	if (others > 0)
-		stats_find(0)->dropped += others;
+	cutover_shadow_stats_dropped(others);
 	for (int i = 0; i < CUTOVER_SHADOW_SKIPS; i++)
 	{
 		uint64		n = pg_atomic_exchange_u64(&ring->skipped[i], 0);
@@ -500,7 +506,8 @@ cutover_shadow_stats_write(CutoverSlot *slot, CutoverShadowRing *ring)
 			Oid			types[3] = {INT4OID, TEXTOID, INT8OID};
 			Datum		args[3] = {Int32GetDatum(stats_target), CStringGetTextDatum(cutover_shadow_skip_name(i)), Int64GetDatum(skipped[i])};
 
-			cutover_local_run("INSERT INTO cutover._shadow_skipped AS s (target_id, reason, statements) VALUES ($1, $2, $3)"
+			cutover_local_run("INSERT INTO cutover._shadow_skipped AS s (target_id, reason, statements)"
+							  " SELECT $1, $2, $3 WHERE EXISTS (SELECT FROM cutover._target t WHERE t.target_id = $1)"
 							  " ON CONFLICT (target_id, reason) DO UPDATE SET statements = s.statements + excluded.statements",
 							  3, types, args, NULL);
 		}

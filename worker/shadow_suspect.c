@@ -27,6 +27,7 @@ typedef struct Suspect
 	dlist_node	node;
 	MemoryContext context;
 	CutoverShadowEntry *entry;
+	uint64		queryid;
 	CutoverShadowSum old_sum;	/* as last seen */
 	uint64		ticket;			/* served when new has what old_sum was made of */
 	TimestampTz since;
@@ -66,7 +67,7 @@ cutover_shadow_suspect_add(CutoverSlot *slot, CutoverShadowQuery *q, const Cutov
 
 	if (nsuspects >= SUSPECT_MAX || !cutover_shadow_run_on_old(q, entry, &sum, NULL))
 	{
-		cutover_shadow_stats_unsettled(q);
+		cutover_shadow_stats_unsettled(q->queryid);
 		return;
 	}
 	context = AllocSetContextCreate(TopMemoryContext, "cutover shadow suspect", ALLOCSET_SMALL_SIZES);
@@ -74,6 +75,7 @@ cutover_shadow_suspect_add(CutoverSlot *slot, CutoverShadowQuery *q, const Cutov
 	suspect->context = context;
 	suspect->entry = MemoryContextAlloc(context, CUTOVER_SHADOW_ENTRY_SIZE(entry));
 	memcpy(suspect->entry, entry, CUTOVER_SHADOW_ENTRY_SIZE(entry));
+	suspect->queryid = q->queryid;
 	suspect->old_sum = sum;
 	suspect->ticket = suspect_ticket(slot);
 	suspect->since = GetCurrentTimestamp();
@@ -98,7 +100,7 @@ suspect_look(CutoverSlot *slot, Suspect *suspect, CutoverShadowQuery *q)
 		return true;
 	if (!cutover_shadow_run_on_old(q, suspect->entry, &old_sum, last ? &old_rows : NULL) || ++suspect->tries > SUSPECT_TRIES)
 	{
-		cutover_shadow_stats_unsettled(q);
+		cutover_shadow_stats_unsettled(q->queryid);
 		return true;
 	}
 	if (!cutover_shadow_same(q, &old_sum, &suspect->old_sum))
@@ -119,6 +121,20 @@ bool
 cutover_shadow_suspect_any(void)
 {
 	return nsuspects > 0;
+}
+
+void
+cutover_shadow_suspect_end(void)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &suspects)
+	{
+		Suspect    *suspect = dlist_container(Suspect, node, iter.cur);
+
+		cutover_shadow_stats_unsettled(suspect->queryid);
+		suspect_forget(suspect);
+	}
 }
 
 /*
@@ -146,7 +162,7 @@ cutover_shadow_suspect_step(CutoverSlot *slot)
 		}
 		else if (!served)
 		{
-			cutover_shadow_stats_unsettled(q);
+			cutover_shadow_stats_unsettled(q->queryid);
 			suspect_forget(suspect);
 		}
 		else

@@ -29,6 +29,7 @@
 #include "replicator.h"
 #include "retry.h"
 #include "shadow_worker.h"
+#include "tracked.h"
 
 #define TICK_MS 1000
 #define NAP_MS 20				/* between looks while samples come: waking us costs a session more than the sample */
@@ -66,7 +67,9 @@ worker_wanted(void)
 	if (worker_args.number >= cutover_guc_shadow_workers)
 		return false;
 	cutover_local_begin();
-	if (cutover_local_run("SELECT server FROM cutover._target WHERE target_id = $1 AND desired = 'running'"
+	/* the extension may have been dropped */
+	if (OidIsValid(cutover_tracked_config("_target")) &&
+		cutover_local_run("SELECT server FROM cutover._target WHERE target_id = $1 AND desired = 'running'"
 						  " AND shadow_ratio > 0 AND mode <> 'new_only'", 1, types, args, NULL) == 1)
 	{
 		wanted = true;
@@ -319,7 +322,27 @@ worker_loop(void)
 		if (!worked)
 			worker_rest(last_work);
 	}
-	worker_write();
+}
+
+/*
+ * Count what will not be looked at any more.  Other workers may go on with the ring.
+ */
+static void
+worker_end(void)
+{
+	uint64		left = 0;
+
+	cutover_shadow_suspect_end();
+	if (worker_args.number == 0)
+		while (cutover_shadow_ring_take(worker_ring, entry))
+			left++;
+	cutover_shadow_stats_dropped(left);
+	StartTransactionCommand();
+	if (OidIsValid(cutover_tracked_config("_shadow_read")))
+	{
+		CommitTransactionCommand();
+		worker_write();
+	}
 }
 
 /*
@@ -347,5 +370,6 @@ cutover_shadow_main(Datum arg)
 	cutover_shadow_stats_init(worker_args.target_id);
 	MemoryContextSwitchTo(TopMemoryContext);
 	worker_loop();
+	worker_end();
 	proc_exit(0);
 }
