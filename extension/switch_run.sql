@@ -67,7 +67,7 @@ BEGIN
 		END IF;
 		COMMIT;
 		EXIT WHEN blocked IS NULL OR clock_timestamp() >= until;
-		PERFORM pg_sleep(0.02);
+		PERFORM pg_sleep(0.05);
 	END LOOP;
 END
 $$;
@@ -126,6 +126,8 @@ DECLARE
 	v_good boolean;
 BEGIN
 	SELECT t.switch_epoch INTO STRICT v_epoch FROM cutover._target t WHERE t.target_id = _pass_gate.target_id;
+	DELETE FROM cutover._pooler p WHERE p.target_id = _pass_gate.target_id
+		AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.pid = p.pid AND a.backend_start = p.backend_start);
 	LOOP
 		CALL cutover._await_quiet(target_id, v_master, v_until, v_blocked);
 		v_poolers := EXISTS (SELECT FROM cutover._pooler p WHERE p.target_id = _pass_gate.target_id);
