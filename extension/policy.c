@@ -75,13 +75,11 @@ policy_state(CutoverTarget *target)
 }
 
 /*
- * Does new hold the tables?  In a transaction with one snapshot: all that may
- * be read later, too.
+ * Does new hold the tables?  With all: and every other one of the target.
  */
 static int
-policy_tables(CutoverPolicy *policy, List *table_ids)
+policy_tables(CutoverPolicy *policy, List *table_ids, bool all)
 {
-	bool		all = IsolationUsesXactSnapshot();
 	ListCell   *lc;
 
 	if (policy->all_rejected || (all && policy->rejected != NIL))
@@ -243,10 +241,12 @@ static int
 policy_gates(CutoverTarget *target, CutoverPolicy *policy, List *table_ids)
 {
 	int			why = policy_state(target);
+	/* with one snapshot it is where all reads to come go, too */
+	bool		all = IsolationUsesXactSnapshot();
 	CutoverSlot *slot;
 
 	if (why == POLICY_NEW)
-		why = policy_tables(policy, table_ids);
+		why = policy_tables(policy, table_ids, all);
 	if (why != POLICY_NEW)
 		return why;
 	if (IsolationIsSerializable() || policy_shares_snapshot())
@@ -259,7 +259,7 @@ policy_gates(CutoverTarget *target, CutoverPolicy *policy, List *table_ids)
 		why = policy_freshness(target, policy, slot);
 		/* what was read may have changed meanwhile */
 		if (why == POLICY_NEW)
-			why = policy_tables(policy, table_ids);
+			why = policy_tables(policy, table_ids, all);
 		if (why != POLICY_NEW)
 			return why;
 	}
@@ -299,6 +299,9 @@ policy_choose(CutoverTarget *target, CutoverPolicy *policy, List *table_ids)
 	if (TransactionIdIsValid(GetTopTransactionIdIfAny()))
 		return CUTOVER_WHY_INDEX_TRANSACTION_WROTE;
 	why = policy_transaction(policy, &settled);
+	/* a table that is copied afresh is empty there, for every snapshot */
+	if (settled)
+		why = policy_tables(policy, table_ids, false);
 	if (settled || why != POLICY_NEW)
 		return why;
 	why = cutover_policy_wish(target, policy, policy_myself(), table_ids);
@@ -333,6 +336,27 @@ cutover_policy_decide(CutoverTarget *target, List *table_ids, const char **why_n
 	policy->side = side;
 	policy->automatic = cutover_guc_read_from == CUTOVER_READ_FROM_AUTO;
 	return side;
+}
+
+/*
+ * Was new right to answer?  A fresh copy begins with an empty table there, and
+ * that is said before it is done: so if nothing has been said by the time when new has
+ * answered, and so holds its locks or is done, it was not too late.
+ */
+bool
+cutover_policy_confirm(CutoverTarget *target, List *table_ids, const char **why_not)
+{
+	int			why;
+
+	AcceptInvalidationMessages();
+	(void) cutover_tracked_target(target->target_id);
+	if (target->mode == CUTOVER_MODE_NEW_ONLY)
+		return true;
+	why = policy_tables(cutover_policy_get(target), table_ids, false);
+	if (why == POLICY_NEW && target->rewound)
+		why = CUTOVER_WHY_INDEX_REWOUND;
+	*why_not = why == POLICY_NEW ? NULL : cutover_policy_why[why];
+	return why == POLICY_NEW;
 }
 
 /*

@@ -136,6 +136,12 @@ scan_query(RouteScanState *state)
 	return linitial_node(Query, ((CustomScan *) state->css.ss.ps.plan)->custom_private);
 }
 
+static List *
+scan_tables(RouteScanState *state)
+{
+	return lthird(((CustomScan *) state->css.ss.ps.plan)->custom_private);
+}
+
 /*
  * Is this one of our scans?
  */
@@ -205,7 +211,6 @@ static void
 scan_begin(CustomScanState *node, EState *estate, int eflags)
 {
 	RouteScanState *state = (RouteScanState *) node;
-	List	   *tables = lthird(((CustomScan *) node->ss.ps.plan)->custom_private);
 	const char *why = NULL;
 	CutoverSide side = CUTOVER_SIDE_OLD;
 
@@ -215,7 +220,7 @@ scan_begin(CustomScanState *node, EState *estate, int eflags)
 	if (cutover_route_context_forbids(state->target))
 		why = CUTOVER_WHY(CONTEXT);
 	else
-		side = cutover_policy_decide(state->target, tables, &why);
+		side = cutover_policy_decide(state->target, scan_tables(state), &why);
 	if (side == CUTOVER_SIDE_NEW)
 	{
 		state->side = SCAN_NEW;
@@ -324,6 +329,12 @@ scan_start(RouteScanState *state)
 	else
 		stream->why = CUTOVER_WHY(OTHER);
 	MemoryContextSwitchTo(old);
+	/* the side was chosen some time ago */
+	if (result == ROUTE_STARTED && !cutover_policy_confirm(state->target, scan_tables(state), &stream->why))
+	{
+		cutover_route_stop(stream);
+		result = ROUTE_REFUSED;
+	}
 	switch (result)
 	{
 		case ROUTE_STARTED:

@@ -6,7 +6,7 @@
  *
  *	side = cutover_policy_decide(target, table_ids, &why_not)
  *	OLD: cutover_policy_count(target, CUTOVER_READ_KEPT, why_not), run the local plan
- *	NEW: new answered: cutover_policy_count(target, CUTOVER_READ_ROUTED, NULL)
+ *	NEW: new answered, and cutover_policy_confirm(): cutover_policy_count(target, CUTOVER_READ_ROUTED, NULL)
  *		 it failed before the first row, or took too long:
  *			cutover_policy_failed(target, sqlstate)
  *			if (cutover_policy_may_fall_back(target)) count FALLBACK or TIMEOUT, run the local plan
@@ -98,6 +98,12 @@ extern void cutover_policy_init(void);
  * statement; what it owes to the transaction's earlier reads is seen to here.
  */
 extern CutoverSide cutover_policy_decide(CutoverTarget *target, List *table_ids, const char **why_not);
+
+/*
+ * To be asked when new has answered, before anything of it is used: may a read of these tables still
+ * be answered by new?  If not, count it as KEPT and let old answer.
+ */
+extern bool cutover_policy_confirm(CutoverTarget *target, List *table_ids, const char **why_not);
 
 /*
  * Count what became of a read, also of one that nobody was asked about because it can't run on new

@@ -178,6 +178,23 @@ is($on->($s, "BEGIN ISOLATION LEVEL REPEATABLE READ;\nSET TRANSACTION SNAPSHOT '
 	'on both ends');
 $on->($t, 'COMMIT;');
 
+# ---- a table is copied afresh while it is read: new's is empty, for every snapshot
+
+$all->(q{SELECT cutover_set_read_ratio(100)});
+$becomes->('new has all', 'new', $s);
+my $rows = 'SELECT count(*) FROM a';
+for my $level ('READ COMMITTED', 'REPEATABLE READ')
+{
+	is($on->($s, "BEGIN ISOLATION LEVEL $level;\nSELECT FROM b;\nDECLARE c CURSOR FOR $rows;\nSELECT count(*) FROM pg_cursors;"), '1', "a cursor is open, $level");
+	$all->(q{UPDATE cutover._table SET phase = 'resync_needed' WHERE old_table = 'a'::regclass});
+	$new->safe_psql('postgres', 'UPDATE cutover.migration SET protect = false; BEGIN; CREATE TABLE kept AS TABLE a; TRUNCATE a; COMMIT');
+	is($on->($s, 'FETCH c;'), '100', 'its first row comes from where the rows are');
+	is($on->($s, "$rows;"), '100', 'so does the next read');
+	$on->($s, 'COMMIT;');
+	$new->safe_psql('postgres', 'BEGIN; INSERT INTO a TABLE kept; DROP TABLE kept; COMMIT; UPDATE cutover.migration SET protect = true');
+	$all->(q{UPDATE cutover._table SET phase = 'synced' WHERE old_table = 'a'::regclass});
+}
+
 # ---- rules
 
 $all->('CREATE ROLE canary; CREATE ROLE clerk LOGIN IN ROLE canary; CREATE ROLE plain LOGIN; SELECT cutover_set_read_ratio(0)');
