@@ -91,6 +91,7 @@ OBJS = \
 	worker/dual_failure.o \
 	worker/endpoint.o \
 	worker/endpoint_connect.o \
+	worker/endpoint_local.o \
 	worker/endpoint_pipeline.o \
 	worker/endpoint_query.o \
 	worker/endpoint_xact.o \
@@ -105,6 +106,10 @@ OBJS = \
 	worker/refresh.o \
 	worker/replicator.o \
 	worker/retry.o \
+	worker/reverse.o \
+	worker/reverse_apply.o \
+	worker/reverse_map.o \
+	worker/reverse_state.o \
 	worker/rotate.o \
 	worker/session.o \
 	worker/shadow_check.o \
@@ -126,6 +131,7 @@ SQL_PARTS = \
 	extension/capture.sql \
 	extension/remote.sql \
 	extension/action.sql \
+	extension/new_capture.sql \
 	extension/new_guard.sql \
 	extension/new_side.sql \
 	extension/target.sql \

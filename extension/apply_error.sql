@@ -24,6 +24,24 @@ BEGIN
 END
 $$;
 
+-- Has old look at a row of new again; where old is the master that is of no use any more.
+CREATE FUNCTION cutover._retry_reverse(e cutover._apply_error) RETURNS void
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	v_target cutover._target;
+BEGIN
+	SELECT t.* INTO STRICT v_target FROM cutover._target t WHERE t.target_id = e.target_id;
+	IF v_target.mode = 'new_only' THEN
+		PERFORM cutover._remote(v_target.server, 'SELECT cutover.enqueue($1::int, $2::"char", $3::jsonb, $4::jsonb)',
+			e.table_id::text, e.source->>'op', nullif(e.source->'old', 'null')::text, nullif(e.source->'new', 'null')::text);
+		-- what comes without a key is not known again when it goes through
+		DELETE FROM cutover._apply_error d WHERE d.error_id = e.error_id AND e.source->>'op' <> 'R';
+	ELSE
+		DELETE FROM cutover._apply_error d WHERE d.error_id = e.error_id;
+	END IF;
+END
+$$;
+
 CREATE FUNCTION @extschema@.cutover_retry_errors(tables regclass[] DEFAULT NULL, target name DEFAULT NULL) RETURNS bigint
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -35,6 +53,8 @@ BEGIN
 	FOR e IN SELECT * FROM cutover._select_errors(tables, target) LOOP
 		IF e.table_id IS NULL THEN
 			UPDATE cutover._apply_error u SET attempts = 0 WHERE u.error_id = e.error_id;
+		ELSIF e.direction = 'reverse' THEN
+			PERFORM cutover._retry_reverse(e);
 		ELSE
 			PERFORM cutover._enqueue_refresh(e.table_id, e.key);
 		END IF;

@@ -8,11 +8,13 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
 #include "access/sysattr.h"
 #include "access/table.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
+#include "funcapi.h"
 #include "miscadmin.h"
 #include "nodes/nodeFuncs.h"
 #include "optimizer/optimizer.h"
@@ -33,6 +35,7 @@
 
 PG_FUNCTION_INFO_V1(cutover_compile_expression);
 PG_FUNCTION_INFO_V1(cutover_expression_attnums);
+PG_FUNCTION_INFO_V1(cutover_expression_cast_source);
 
 
 /* For the error context. */
@@ -258,4 +261,50 @@ cutover_expression_attnums(PG_FUNCTION_ARGS)
 	while ((x = bms_next_member(attnums, x)) >= 0)
 		elems[n++] = Int16GetDatum(x + FirstLowInvalidHeapAttributeNumber);
 	PG_RETURN_ARRAYTYPE_P(construct_array(elems, n, INT2OID, sizeof(int16), true, TYPALIGN_SHORT));
+}
+
+/*
+ * The column that an expression is nothing but a cast of; 0 if it is something else.
+ */
+static AttrNumber
+expression_cast_source(Node *node)
+{
+	while (!IsA(node, Var))
+	{
+		if (IsA(node, RelabelType))
+			node = (Node *) ((RelabelType *) node)->arg;
+		else if (IsA(node, CoerceViaIO))
+			node = (Node *) ((CoerceViaIO *) node)->arg;
+		else if (IsA(node, ArrayCoerceExpr))
+			node = (Node *) ((ArrayCoerceExpr *) node)->arg;
+		else if (IsA(node, CoerceToDomain))
+			node = (Node *) ((CoerceToDomain *) node)->arg;
+		else if (IsA(node, CollateExpr))
+			node = (Node *) ((CollateExpr *) node)->arg;
+		else if (IsA(node, FuncExpr) && ((FuncExpr *) node)->args != NIL &&
+				 (((FuncExpr *) node)->funcformat == COERCE_EXPLICIT_CAST ||
+				  ((FuncExpr *) node)->funcformat == COERCE_IMPLICIT_CAST))
+			node = linitial(((FuncExpr *) node)->args);
+		else
+			return 0;
+	}
+	return ((Var *) node)->varattno;
+}
+
+/*
+ * _cast_source(expr, OUT attnum, OUT type): the column of which a compiled
+ * expression is a cast (NULL if it is no cast), and what it gives.
+ */
+Datum
+cutover_expression_cast_source(PG_FUNCTION_ARGS)
+{
+	Node	   *expr = stringToNode(TextDatumGetCString(PG_GETARG_DATUM(0)));
+	AttrNumber	attnum = expression_cast_source(expr);
+	TupleDesc	desc;
+	Datum		values[2] = {Int16GetDatum(attnum), ObjectIdGetDatum(exprType(expr))};
+	bool		nulls[2] = {attnum <= 0, false};
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls)));
 }

@@ -28,6 +28,7 @@ GRANT EXECUTE ON FUNCTION
 	cutover._worker_stats(),
 	cutover._queued_changes(int),
 	cutover._queue_bytes(int),
+	cutover._blocked_by(int),
 	cutover._is_this_cluster(bigint),
 	cutover._capture_enabled(int),
 	cutover._open_writers(int, interval),

@@ -23,7 +23,7 @@
 #include "launcher.h"
 #include "shmem.h"
 
-#define WORKER_STATS_COLS 11
+#define WORKER_STATS_COLS 14
 
 typedef struct MonitorTarget
 {
@@ -129,6 +129,11 @@ monitor_put_slot(ReturnSetInfo *rsinfo, CutoverSlot *slot, const MonitorTarget *
 	nulls[9] = stats.last_error[0] == '\0';
 	values[10] = TimestampTzGetDatum(stats.last_error_at);
 	nulls[10] = stats.last_error_at == 0;
+	values[11] = BoolGetDatum(stats.reverse);
+	values[12] = Int64GetDatum(stats.queued);
+	nulls[12] = !stats.reverse || stats.queued < 0;
+	values[13] = Int64GetDatum(stats.queue_bytes);
+	nulls[13] = !stats.reverse;
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }
 

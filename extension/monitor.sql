@@ -18,7 +18,8 @@ COMMENT ON FUNCTION cutover._may_read(oid, oid) IS 'may this role read every row
 
 CREATE FUNCTION cutover._worker_stats()
 RETURNS TABLE (target_id int, pid int, applied_changes bigint, changes_per_s float8, retries bigint, lag interval,
-	acked_k bigint, acked_at timestamptz, waiting_for text, last_error text, last_error_at timestamptz)
+	acked_k bigint, acked_at timestamptz, waiting_for text, last_error text, last_error_at timestamptz,
+	reverse boolean, queued_changes bigint, queue_bytes bigint)
 LANGUAGE c STABLE SET search_path = pg_catalog, pg_temp AS 'MODULE_PATHNAME', 'cutover_worker_stats';
 COMMENT ON FUNCTION cutover._worker_stats() IS 'what replicators have said of themselves since the server started';
 
@@ -36,6 +37,10 @@ DECLARE
 	n bigint;
 	total bigint := 0;
 BEGIN
+	IF (SELECT t.mode = 'new_only' FROM cutover._target t WHERE t.target_id = $1) THEN
+		-- the queue is on new: what the replicator has seen of it
+		RETURN (SELECT s.queued_changes FROM cutover._worker_stats() s WHERE s.target_id = $1 AND s.reverse);
+	END IF;
 	SELECT CASE WHEN s.acked_k >= m.k THEN m.snapshot ELSE m.acked_snapshot END INTO acked
 	FROM cutover._marker m LEFT JOIN cutover._worker_stats() s USING (target_id)
 	WHERE m.target_id = $1 AND m.direction = 'forward';
@@ -54,7 +59,7 @@ BEGIN
 	RETURN total;
 END
 $$;
-COMMENT ON FUNCTION cutover._queued_changes(int) IS 'changes in the queue of a target that new does not have yet';
+COMMENT ON FUNCTION cutover._queued_changes(int) IS 'changes in the queue of a target that the side which follows does not have yet';
 
 -- What the queue takes on disk, with index and out-of-line part; segments are
 -- emptied as a whole, so part of it may be done already.
@@ -136,6 +141,16 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION cutover._unseen_replicator() IS 'a replicator of this database that is not known from shared memory';
 
+-- Whose locks a replicator waits for, in words.
+CREATE FUNCTION cutover._blocked_by(pid int) RETURNS text
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+	SELECT 'a lock on old, held by ' || string_agg(CASE WHEN b = 0 THEN 'a prepared transaction' ELSE
+		format('process %s (role %s, application %s, %s for %s)', b, coalesce(a.usename::text, '-'), coalesce(nullif(a.application_name, ''), '-'),
+			coalesce(a.state, a.backend_type, '-'), date_trunc('second', clock_timestamp() - a.xact_start)) END, ', ')
+	FROM unnest(pg_blocking_pids($1)) b LEFT JOIN pg_stat_activity a ON a.pid = b
+$$;
+COMMENT ON FUNCTION cutover._blocked_by(int) IS 'whose locks a process waits for, in words';
+
 -- A table's name as it may be typed whatever the search_path.
 CREATE FUNCTION cutover._table_name(relid oid) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -153,6 +168,7 @@ COMMENT ON FUNCTION cutover._bar(numeric) IS 'a share as 24 characters';
 -- Each target with everything that is said of it in more than one view.
 CREATE VIEW cutover._state AS
 SELECT t.*, coalesce(s.pid, CASE WHEN t.desired = 'running' THEN cutover._unseen_replicator() END) AS pid, s.applied_changes, s.changes_per_s, s.retries, s.waiting_for, s.last_error, s.last_error_at,
+	s.queue_bytes AS new_queue_bytes,
 	b.tables, b.not_synced, b.resync_needed, b.capture_off,
 	cutover._is_this_cluster(t.system_identifier) AS ours,
 	CASE
@@ -166,7 +182,9 @@ SELECT t.*, coalesce(s.pid, CASE WHEN t.desired = 'running' THEN cutover._unseen
 	END AS state,
 	q.queued_changes,
 	CASE WHEN s.lag IS NULL OR s.acked_at IS NULL THEN NULL
-		WHEN q.queued_changes = 0 THEN interval '0'
+		WHEN q.queued_changes = 0 AND t.mode <> 'new_only' THEN interval '0'
+		-- whoever looks at the queue on new says so at least every 100 ms
+		WHEN q.queued_changes = 0 AND s.acked_at > clock_timestamp() - interval '1 s' THEN interval '0'
 		ELSE greatest(clock_timestamp() - s.acked_at, interval '0')
 	END AS lag
 FROM cutover._target t
@@ -197,7 +215,12 @@ SELECT s.target, s.state, s.mode, s.epoch, s.write_ratio, s.read_ratio, s.shadow
 			CASE s.switch_state
 				WHEN 'preparing' THEN format('a switch to %s is under way', s.switch_to)
 				WHEN 'in_doubt' THEN format('a switch to %s is in doubt: new is asked whether it was made; if new is lost for good, see cutover_resolve_switch()', s.switch_to) END,
-			CASE WHEN s.state = 'rewound' THEN
+			CASE WHEN s.state = 'rewound' AND s.mode = 'new_only' THEN
+				'cutover_compare(method => ''full'') and cutover_compensate() until clean: one side has lost what the other has' END,
+			CASE WHEN s.mode = 'new_only' THEN cutover._blocked_by(s.pid) END,
+			(SELECT string_agg(format('old can not follow table %s: %s', cutover._table_name(b.old_table), b.reverse_closed), '; ' ORDER BY b.table_id)
+				FROM cutover._table b WHERE b.target_id = s.target_id AND s.mode = 'new_only' AND b.reverse_closed IS NOT NULL),
+			CASE WHEN s.state = 'rewound' AND s.mode <> 'new_only' THEN
 				'cutover_compare(method => ''full'') and cutover_compensate() until clean, or cutover_resync() of every table: new holds changes that old has lost' END,
 			CASE WHEN s.pid IS NULL THEN
 				'the replicator is not running: it is started now, if a worker slot is free (max_worker_processes)' END,
@@ -210,8 +233,9 @@ SELECT s.target, s.state, s.mode, s.epoch, s.write_ratio, s.read_ratio, s.shadow
 					|| coalesce(CASE WHEN cutover._may_read(r.reader, b.old_table) THEN ': ' || b.phase_reason END, ''), '; ' ORDER BY b.table_id)
 				FROM cutover._table b WHERE b.target_id = s.target_id
 					AND (b.phase = 'resync_needed' OR b.phase_reason IS NOT NULL AND b.phase <> 'synced')),
-			(SELECT format('cutover_retry_errors() or cutover_skip_errors(): new rejected %s rows, see cutover.apply_error', count(*))
-				FROM cutover._apply_error e WHERE e.target_id = s.target_id HAVING count(*) > 0),
+			(SELECT format('cutover_retry_errors() or cutover_skip_errors(): %s rejected %s rows, see cutover.apply_error',
+					CASE s.mode WHEN 'new_only' THEN 'old' ELSE 'new' END, count(*))
+				FROM cutover._apply_error e WHERE e.target_id = s.target_id AND (e.direction = 'reverse') = (s.mode = 'new_only') HAVING count(*) > 0),
 			CASE WHEN s.capture_off > 0 THEN
 				(SELECT 'cutover_resync() after enabling the triggers (cutover_preflight() names them): capture is not on for '
 						|| string_agg(cutover._table_name(b.old_table), ', ' ORDER BY b.table_id)
@@ -284,18 +308,27 @@ CROSS JOIN LATERAL (
 ORDER BY t.target_id, b.table_id;
 COMMENT ON VIEW cutover.progress IS 'how far the copy of each table is; totals are estimates until all is copied';
 
+-- While new is the master nothing goes forward; both rows tell of one process.
 CREATE VIEW cutover.replication AS
-SELECT s.target, NULL::name AS shard, 'forward'::text AS direction,
-	CASE WHEN s.state IN ('copying', 'streaming', 'rewound') AND s.pid IS NULL
+SELECT s.target, NULL::name AS shard, d.direction,
+	CASE WHEN NOT d.active THEN 'idle'
+		WHEN s.state IN ('copying', 'streaming', 'rewound') AND s.pid IS NULL
 		THEN CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE 'down' END ELSE s.state END AS state,
-	s.queued_changes, cutover._queue_bytes(s.target_id) AS queue_bytes, s.lag,
-	coalesce(s.applied_changes, 0) AS applied_changes, coalesce(s.changes_per_s, 0) AS changes_per_s,
-	coalesce(s.retries, 0) AS retries, s.waiting_for, s.last_error, s.last_error_at, s.pid,
+	CASE WHEN d.active THEN s.queued_changes ELSE 0 END AS queued_changes,
+	CASE d.direction WHEN 'forward' THEN cutover._queue_bytes(s.target_id) ELSE s.new_queue_bytes END AS queue_bytes,
+	CASE WHEN d.active THEN s.lag END AS lag,
+	CASE WHEN d.active THEN coalesce(s.applied_changes, 0) ELSE 0 END AS applied_changes,
+	CASE WHEN d.active THEN coalesce(s.changes_per_s, 0) ELSE 0 END AS changes_per_s,
+	coalesce(s.retries, 0) AS retries, CASE WHEN d.active THEN s.waiting_for END AS waiting_for, s.last_error, s.last_error_at, s.pid,
 	-- older ones that new has may be gone from the queue
 	(SELECT CASE WHEN s.started_at IS NOT NULL THEN coalesce(max(r.kept_since), s.started_at) END
 		FROM cutover._rotation r WHERE r.target_id = s.target_id) AS changes_kept_since
 FROM cutover._state s
-ORDER BY s.target_id;
+CROSS JOIN LATERAL (
+	SELECT 'forward'::text, s.mode <> 'new_only' OR s.desired = 'finished'
+	UNION ALL
+	SELECT 'reverse', true WHERE s.mode = 'new_only' AND s.desired <> 'finished') d (direction, active)
+ORDER BY s.target_id, d.direction;
 COMMENT ON VIEW cutover.replication IS 'the replicator of each target; counters begin with the server';
 
 CREATE VIEW cutover.dual_write_failure AS

@@ -12,7 +12,8 @@ COMMENT ON TABLE cutover.fence IS 'never holds a row: writers lock it, and so do
 CREATE TABLE cutover.token (
 	token text PRIMARY KEY,
 	pid int NOT NULL,
-	backend_start timestamptz
+	backend_start timestamptz,
+	proving boolean NOT NULL DEFAULT false	-- now and then one of ours writes as the application would
 );
 COMMENT ON TABLE cutover.token IS 'sessions of the migration itself, whose writes are neither refused nor captured';
 CREATE TABLE cutover.guarded (
@@ -76,7 +77,7 @@ BEGIN
 	ELSE
 		SELECT g.master, g.master_since, g.protect, g.old_database INTO m FROM cutover.migration g;
 	END IF;
-	IF m.master = 'old' AND m.protect THEN
+	IF m.master = 'old' AND m.protect AND NOT EXISTS (SELECT FROM cutover.token t WHERE t.pid = pg_backend_pid() AND t.proving) THEN
 		RAISE EXCEPTION 'table %.% can not be written to here', quote_ident(TG_TABLE_SCHEMA), quote_ident(TG_TABLE_NAME) USING ERRCODE = '25006',
 			DETAIL = format('It is under migration from database "%s", which is still the master of it.', m.old_database),
 			HINT = 'Write there. Should that database be lost, SELECT cutover.take_over() makes this one the master; the setting cutover.protect_new there turns this check off.';

@@ -136,4 +136,4 @@ END
 $body$;
 COMMENT ON FUNCTION cutover.abandon() IS 'removes everything of the migration from this database, and brings back what was taken off its tables; returns what could not be brought back';
 REVOKE ALL ON FUNCTION cutover.abandon() FROM PUBLIC;
-$new$ || cutover._new_guard_script() $script$;
+$new$ || cutover._new_guard_script() || cutover._new_capture_script() $script$;

@@ -194,6 +194,7 @@ CREATE TABLE cutover._apply_error (
 	key jsonb,									-- column of old -> text; whole row where there is no key
 	sqlstate text NOT NULL,
 	message text NOT NULL,						-- may hold row values
+	source jsonb,								-- reverse: what to put into new's queue to try again
 	attempts int NOT NULL DEFAULT 1,
 	first_at timestamptz NOT NULL DEFAULT now(),
 	last_at timestamptz NOT NULL DEFAULT now(),

@@ -38,6 +38,7 @@ typedef struct CutoverApplyTable
 	bool		has_arbiter;	/* a usable unique index on exactly the key columns: ON CONFLICT works */
 	bool		may_conflict;	/* being copied or refreshed: a fresh INSERT may meet a row, so never COPY straight */
 	bool		truncate_only;	/* an ordinary table: TRUNCATE ONLY, children of inheritance have their own changes */
+	Oid			run_as;			/* on old: the table's owner; else InvalidOid */
 	int			fk_rank;		/* parents before children: ascending for upserts, descending for deletes */
 } CutoverApplyTable;
 

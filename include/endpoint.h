@@ -55,6 +55,20 @@ extern void cutover_endpoint_close(CutoverEndpoint *ep);
  */
 extern void cutover_endpoint_authorize(CutoverEndpoint *ep);
 
+/*
+ * Old itself, as if it were new: the same functions by SPI, in the caller's
+ * local transaction, each statement done when it is queued (sync only counts).  Parameters are text, or, where
+ * binary, text[].  No COPY; BEGIN and COMMIT are the caller's.  The savepoint of
+ * worker/apply.c is a subtransaction.  Run as: what statements of a table do is
+ * done with the rights of this role (its owner); InvalidOid = those of the worker.
+ */
+#define CUTOVER_SAVEPOINT "SAVEPOINT cutover_row"
+#define CUTOVER_SAVEPOINT_RELEASE "RELEASE SAVEPOINT cutover_row"
+#define CUTOVER_SAVEPOINT_ROLL_BACK "ROLLBACK TO SAVEPOINT cutover_row; RELEASE SAVEPOINT cutover_row"
+extern CutoverEndpoint *cutover_endpoint_local(void);
+extern bool cutover_endpoint_is_local(CutoverEndpoint *ep);
+extern void cutover_endpoint_run_as(CutoverEndpoint *ep, Oid role);
+
 /* Roll back, leave COPY and pipeline mode; false if the connection is unusable (close it then).  Never raises. */
 extern bool cutover_endpoint_reset(CutoverEndpoint *ep);
 

@@ -85,6 +85,11 @@ extern MemoryContext cutover_mapping_context(void);
 /* Fetch what new has, compile expressions.  False: the table must stop, stop_reason says why. */
 extern bool cutover_mapping_prepare(CutoverTable *table, CutoverEndpoint *ep);
 
+/* How a table is described where an endpoint leads to, by row and (fourth column) whether it is generated; whether ON CONFLICT works. */
+extern CutoverRows *cutover_mapping_describe(CutoverEndpoint *ep, const char *schema, const char *name);
+extern void cutover_mapping_column(CutoverColumn *col, CutoverRows *rows, int row);
+extern void cutover_mapping_find_arbiter(CutoverApplyTable *apply, CutoverEndpoint *ep);
+
 /* Layout by id; NULL if there is none (the block is damaged). */
 extern CutoverLayout *cutover_rowmap_get(int32 layout_id);
 extern void cutover_rowmap_forget(void);

@@ -14,7 +14,7 @@
 #include "storage/condition_variable.h"
 #include "storage/spin.h"
 
-#define CUTOVER_SHMEM_VERSION 2 /* +1 when a slot gets another layout */
+#define CUTOVER_SHMEM_VERSION 3 /* +1 when a slot gets another layout */
 #define CUTOVER_MAX_SLOTS 16
 #define CUTOVER_TEXT_LEN 384
 #define CUTOVER_DUAL_RING 64
@@ -34,6 +34,9 @@ typedef struct CutoverStats
 	char		waiting_for[CUTOVER_TEXT_LEN];
 	char		last_error[CUTOVER_TEXT_LEN];
 	bool		last_error_quotes;	/* it may hold row values */
+	bool		reverse;		/* old follows; the next two are new's, as last seen */
+	int64		queued;			/* changes; -1 = not known */
+	int64		queue_bytes;
 } CutoverStats;
 
 /* A shadow worker; guarded by the state's lock. */

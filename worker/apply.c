@@ -281,9 +281,9 @@ apply_send_single(CutoverApply *apply, CutoverApplyTable *table, const CutoverAp
 
 	t.rows = &kept;
 	groups = apply_groups(&t);
-	cutover_endpoint_queue(apply->ep, "SAVEPOINT cutover_row", 0, NULL, false);
+	cutover_endpoint_queue(apply->ep, CUTOVER_SAVEPOINT, 0, NULL, false);
 	cutover_apply_send_group(apply, table, linitial(groups));
-	cutover_endpoint_queue(apply->ep, "RELEASE SAVEPOINT cutover_row", 0, NULL, false);
+	cutover_endpoint_queue(apply->ep, CUTOVER_SAVEPOINT_RELEASE, 0, NULL, false);
 	(void) cutover_endpoint_sync(apply->ep);
 }
 
@@ -324,7 +324,7 @@ cutover_apply_one(CutoverApply *apply, CutoverApplyTable *table, const CutoverAp
 	cutover_coalesce_forget(apply);
 	MemoryContextDelete(cxt);
 	if (!done)
-		(void) cutover_endpoint_exec(apply->ep, "ROLLBACK TO SAVEPOINT cutover_row; RELEASE SAVEPOINT cutover_row");
+		(void) cutover_endpoint_exec(apply->ep, CUTOVER_SAVEPOINT_ROLL_BACK);
 	if (missed)
 		*missed = list_length(apply->missed) > before;
 	return done;

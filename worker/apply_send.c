@@ -52,10 +52,12 @@ static int	send_texts(CutoverApplyTable *table, ApplyGroup *group, char **texts)
 void
 cutover_apply_send_group(CutoverApply *apply, CutoverApplyTable *table, ApplyGroup *group)
 {
-	if (group->op == CUTOVER_APPLY_INSERT && group->nrows >= SEND_COPY_ROWS)
+	cutover_endpoint_run_as(apply->ep, table->run_as);
+	if (group->op == CUTOVER_APPLY_INSERT && group->nrows >= SEND_COPY_ROWS && !cutover_endpoint_is_local(apply->ep))
 		send_copy(apply, table, group);
 	else
 		send_statements(apply, table, group);
+	cutover_endpoint_run_as(apply->ep, InvalidOid);
 }
 
 /*

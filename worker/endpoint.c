@@ -346,6 +346,8 @@ endpoint_run(CutoverEndpoint *ep, const char *sql, int sent)
 CutoverRows *
 cutover_endpoint_exec(CutoverEndpoint *ep, const char *sql)
 {
+	if (ep->local)
+		return cutover_endpoint_local_exec(ep, sql, 0, NULL);
 	cutover_endpoint_leave_pipeline(ep);
 	cutover_endpoint_check_usable(ep);
 	return endpoint_run(ep, sql, PQsendQuery(ep->conn, sql));
@@ -357,6 +359,14 @@ cutover_endpoint_exec(CutoverEndpoint *ep, const char *sql)
 CutoverRows *
 cutover_endpoint_exec_params(CutoverEndpoint *ep, const char *sql, int nparams, const char *const *values)
 {
+	if (ep->local)
+	{
+		CutoverParam *params = palloc0(sizeof(CutoverParam) * Max(nparams, 1));
+
+		for (int i = 0; i < nparams; i++)
+			params[i].data = values[i];
+		return cutover_endpoint_local_exec(ep, sql, nparams, params);
+	}
 	cutover_endpoint_leave_pipeline(ep);
 	cutover_endpoint_check_usable(ep);
 	return endpoint_run(ep, sql, PQsendQueryParams(ep->conn, sql, nparams, NULL, values, NULL, NULL, 0));

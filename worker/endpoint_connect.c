@@ -452,6 +452,11 @@ cutover_endpoint_close(CutoverEndpoint *ep)
 {
 	if (ep == NULL)
 		return;
+	if (ep->local)
+	{
+		cutover_endpoint_local_close(ep);
+		return;
+	}
 	if (!ep->broken && PQstatus(ep->conn) == CONNECTION_OK && PQtransactionStatus(ep->conn) == PQTRANS_ACTIVE)
 		cutover_endpoint_cancel(ep);
 	PQclear(ep->failed);

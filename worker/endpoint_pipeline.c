@@ -34,6 +34,13 @@ static void pipeline_raise_failed(CutoverEndpoint *ep);
 void
 cutover_endpoint_queue(CutoverEndpoint *ep, const char *sql, int nparams, const CutoverParam *params, bool count)
 {
+	if (ep->local)
+	{
+		uint64		affected = cutover_endpoint_local_exec(ep, sql, nparams, params)->affected;
+
+		ep->affected += count ? affected : 0;
+		return;
+	}
 	pipeline_queue(ep, sql, nparams, params, count, NULL, NULL);
 }
 
@@ -44,7 +51,10 @@ void
 cutover_endpoint_queue_rows(CutoverEndpoint *ep, const char *sql, int nparams, const CutoverParam *params,
 							CutoverRowsFn fn, void *arg)
 {
-	pipeline_queue(ep, sql, nparams, params, false, fn, arg);
+	if (ep->local)
+		fn(arg, cutover_endpoint_local_exec(ep, sql, nparams, params));
+	else
+		pipeline_queue(ep, sql, nparams, params, false, fn, arg);
 }
 
 /*
@@ -364,7 +374,7 @@ cutover_endpoint_sync(CutoverEndpoint *ep)
 {
 	uint64		affected;
 
-	if (PQpipelineStatus(ep->conn) != PQ_PIPELINE_OFF)
+	if (!ep->local && PQpipelineStatus(ep->conn) != PQ_PIPELINE_OFF)
 	{
 		cutover_endpoint_check_usable(ep);
 		if (ep->unsynced)
@@ -382,7 +392,7 @@ cutover_endpoint_sync(CutoverEndpoint *ep)
 void
 cutover_endpoint_poll(CutoverEndpoint *ep)
 {
-	if (!ep->broken && PQpipelineStatus(ep->conn) != PQ_PIPELINE_OFF && ep->ring_count > 0)
+	if (!ep->local && !ep->broken && PQpipelineStatus(ep->conn) != PQ_PIPELINE_OFF && ep->ring_count > 0)
 	{
 		cutover_endpoint_push(ep, false);
 		if (PQconsumeInput(ep->conn))

@@ -52,6 +52,7 @@ typedef struct EndpointCommand
 
 struct CutoverEndpoint
 {
+	struct EndpointLocal *local;	/* old itself: nothing below but cxt, label and affected is in use */
 	dlist_node	node;			/* of all endpoints in this process */
 	MemoryContext cxt;
 	PGconn	   *conn;
@@ -111,6 +112,10 @@ extern bool cutover_endpoint_query_take_off(CutoverEndpoint *ep);
 /* endpoint_connect.c */
 extern void cutover_endpoint_cancel(CutoverEndpoint *ep);
 extern char *cutover_endpoint_error_text(PGconn *conn);
+
+/* endpoint_local.c */
+extern CutoverRows *cutover_endpoint_local_exec(CutoverEndpoint *ep, const char *sql, int nparams, const CutoverParam *params);
+extern void cutover_endpoint_local_close(CutoverEndpoint *ep);
 
 /* endpoint_xact.c */
 extern void cutover_endpoint_xact_close(void);

@@ -123,16 +123,14 @@ mapping_compile(CutoverTable *table, Node *expr)
 }
 
 /*
- * Fill apply.cols from new's catalogs.  False if new lacks the table.
+ * The columns of a table as its server describes them; for cutover_mapping_column.
  */
-static bool
-mapping_fetch_new(CutoverTable *table, CutoverEndpoint *ep, List *mapped)
+CutoverRows *
+cutover_mapping_describe(CutoverEndpoint *ep, const char *schema, const char *name)
 {
-	const char *args[2] = {table->apply.schema, table->apply.name};
-	CutoverRows *rows;
-	int			n = 0;
+	const char *args[2] = {schema, name};
 
-	rows = cutover_endpoint_exec_params(ep,
+	return cutover_endpoint_exec_params(ep,
 										"SELECT a.attname,"
 										" pg_catalog.format_type(a.atttypid, a.atttypmod),"
 										" a.attidentity = 'a', a.attgenerated <> '', a.attnotnull,"
@@ -165,6 +163,32 @@ mapping_fetch_new(CutoverTable *table, CutoverEndpoint *ep, List *mapped)
 										" WHERE n.nspname = $1 AND c.relname = $2"
 										" AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
 										2, args);
+}
+
+/*
+ * Fill a column from a row of that.
+ */
+void
+cutover_mapping_column(CutoverColumn *col, CutoverRows *rows, int row)
+{
+	col->name = CUTOVER_CELL(rows, row, 0);
+	col->type = CUTOVER_CELL(rows, row, 1);
+	col->identity_always = CUTOVER_CELL(rows, row, 2)[0] == 't';
+	col->notnull = CUTOVER_CELL(rows, row, 4)[0] == 't';
+	col->inexact = CUTOVER_CELL(rows, row, 5)[0] == 't';
+	col->equals = CUTOVER_CELL(rows, row, 6);
+	col->cast_type = CUTOVER_CELL(rows, row, 7);
+}
+
+/*
+ * Fill apply.cols from new's catalogs.  False if new lacks the table.
+ */
+static bool
+mapping_fetch_new(CutoverTable *table, CutoverEndpoint *ep, List *mapped)
+{
+	CutoverRows *rows = cutover_mapping_describe(ep, table->apply.schema, table->apply.name);
+	int			n = 0;
+
 	table->apply.cols = palloc0(Max(rows->nrows, 1) * sizeof(CutoverColumn));
 	table->col_attnum = palloc0(Max(rows->nrows, 1) * sizeof(AttrNumber));
 	table->col_expr = palloc0(Max(rows->nrows, 1) * sizeof(ExprState *));
@@ -181,13 +205,7 @@ mapping_fetch_new(CutoverTable *table, CutoverEndpoint *ep, List *mapped)
 			wanted |= strcmp(((MappedColumn *) lfirst(lc))->new_column, CUTOVER_CELL(rows, i, 0)) == 0;
 		if (!wanted)
 			continue;
-		col->name = CUTOVER_CELL(rows, i, 0);
-		col->type = CUTOVER_CELL(rows, i, 1);
-		col->identity_always = CUTOVER_CELL(rows, i, 2)[0] == 't';
-		col->notnull = CUTOVER_CELL(rows, i, 4)[0] == 't';
-		col->inexact = CUTOVER_CELL(rows, i, 5)[0] == 't';
-		col->equals = CUTOVER_CELL(rows, i, 6);
-		col->cast_type = CUTOVER_CELL(rows, i, 7);
+		cutover_mapping_column(col, rows, i);
 		table->apply.truncate_only = CUTOVER_CELL(rows, i, 8)[0] == 't';
 		n++;
 	}
@@ -284,12 +302,11 @@ mapping_choose_key(CutoverTable *table, const bool *from_key)
 }
 
 /*
- * Ask new for a unique index on exactly the key columns.
+ * Look for a unique index on exactly the key columns.
  */
-static void
-mapping_find_arbiter(CutoverTable *table, CutoverEndpoint *ep)
+void
+cutover_mapping_find_arbiter(CutoverApplyTable *apply, CutoverEndpoint *ep)
 {
-	CutoverApplyTable *apply = &table->apply;
 	Datum	   *names = palloc(Max(apply->nkeys, 1) * sizeof(Datum));
 	const char *args[3] = {apply->schema, apply->name, NULL};
 	CutoverRows *rows;
@@ -368,7 +385,7 @@ cutover_mapping_prepare(CutoverTable *table, CutoverEndpoint *ep)
 		if (table->nkeys > 0 && table->apply.nkeys == 0)
 			table->stop_reason = "no column of the key has a counterpart on new: add it there";
 		else
-			mapping_find_arbiter(table, ep);
+			cutover_mapping_find_arbiter(&table->apply, ep);
 	}
 	if (filter != NULL)
 	{

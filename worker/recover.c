@@ -18,6 +18,7 @@
 #include "guc.h"
 #include "replicator_private.h"
 #include "retry.h"
+#include "reverse.h"
 
 /*
  * A schema change that new rejected is shown like a row that new rejected.
@@ -73,6 +74,10 @@ cutover_replicator_recover(Replicator *r)
 	cutover_applier_abandon(r->applier);
 	cutover_window_close(&r->window);
 	cutover_mapping_set_stale();
+	if (r->reversed)
+		r->stats.queued = -1;
+	if (r->reversed && cutover_reverse_failed(class == CUTOVER_ERROR_DATA))
+		return 0;
 
 	r->attempts++;
 	r->stats.retries++;

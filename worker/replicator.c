@@ -44,6 +44,7 @@
 #include "replicator.h"
 #include "replicator_private.h"
 #include "retry.h"
+#include "reverse.h"
 #include "rotate.h"
 #include "session.h"
 #include "shmem.h"
@@ -130,7 +131,8 @@ replicator_read_target(Replicator *r)
 	/* the extension may be gone altogether */
 	if (SPI_execute("SELECT 1 WHERE pg_catalog.to_regclass('cutover._target') IS NOT NULL", true, 1) == SPI_OK_SELECT &&
 		SPI_processed == 1 &&
-		SPI_execute_with_args("SELECT target, server, migration_id::text, system_identifier, mode = 'dual_write', switch_state"
+		SPI_execute_with_args("SELECT target, server, migration_id::text, system_identifier, mode = 'dual_write', switch_state,"
+							  " mode = 'new_only', epoch"
 							  " FROM cutover._target"
 							  " WHERE target_id = $1 AND desired = 'running'",
 							  1, types, args, NULL, true, 1) == SPI_OK_SELECT && SPI_processed == 1)
@@ -143,6 +145,8 @@ replicator_read_target(Replicator *r)
 		r->dual = DatumGetBool(SPI_getbinval(tup, desc, 5, &isnull));
 		(void) SPI_getbinval(tup, desc, 6, &isnull);
 		r->switching = !isnull;
+		r->reverse = DatumGetBool(SPI_getbinval(tup, desc, 7, &isnull));
+		r->epoch = DatumGetInt64(SPI_getbinval(tup, desc, 8, &isnull));
 		if (r->session.target == NULL)
 		{
 			r->session.target_id = r->target_id;
@@ -182,16 +186,13 @@ replicator_call(Replicator *r, const char *sql, const char *arg)
 }
 
 /*
- * Connect and get to know how far new is.  False: not yet.
+ * Connect.  False: we may not work there now.
  */
 static bool
-replicator_connect(Replicator *r)
+replicator_open_session(Replicator *r)
 {
-	MemoryContext former;
 	CutoverSessionState state;
 
-	if (r->session.ep != NULL)
-		return true;
 	cutover_replicator_begin();
 	state = cutover_session_open(&r->session);
 	cutover_replicator_end();
@@ -213,6 +214,23 @@ replicator_connect(Replicator *r)
 	}
 	r->durable = false;
 	r->agreed = false;
+	return true;
+}
+
+/*
+ * Get to know how far new is.  False: not yet.
+ */
+static bool
+replicator_connect(Replicator *r)
+{
+	MemoryContext former;
+
+	if (r->session.ep != NULL)
+		return true;
+	if (!replicator_open_session(r))
+		return false;
+	if (r->reverse)
+		return true;
 	r->applier->slot = NULL;
 	if (r->applier->apply != NULL)
 		cutover_apply_destroy(r->applier->apply);
@@ -220,6 +238,9 @@ replicator_connect(Replicator *r)
 	former = MemoryContextSwitchTo(TopMemoryContext);
 	r->applier->apply = cutover_apply_create(r->session.ep);
 	MemoryContextSwitchTo(former);
+	cutover_replicator_begin();
+	cutover_reverse_resume_forward(&r->session);
+	cutover_replicator_end();
 	cutover_replicator_begin();
 	if (cutover_session_reconcile(&r->session))
 		cutover_mapping_set_stale();
@@ -291,6 +312,26 @@ replicator_advance_tables(Replicator *r)
 }
 
 /*
+ * Is new the master by now?  Then who waits does so for the other direction, and
+ * the target is to be read again.
+ */
+static bool
+replicator_mode_changed(Replicator *r)
+{
+	Oid			types[1] = {INT4OID};
+	Datum		args[1] = {Int32GetDatum(r->target_id)};
+	bool		changed;
+
+	SPI_connect();
+	changed = SPI_execute_with_args("SELECT FROM cutover._target WHERE target_id = $1 AND mode = 'new_only'",
+									1, types, args, NULL, true, 1) == SPI_OK_SELECT && SPI_processed == 1;
+	SPI_finish();
+	if (changed)
+		r->target_read_at = 0;
+	return changed;
+}
+
+/*
  * Open the next window and promise it.  False: nothing new.
  */
 static bool
@@ -306,7 +347,14 @@ replicator_open_window(Replicator *r)
 	}
 	cutover_replicator_begin();
 	if (cutover_mapping_is_stale())
+	{
 		cutover_mapping_load(r->session.ep);
+		if (replicator_mode_changed(r))
+		{
+			cutover_replicator_end();
+			return true;
+		}
+	}
 	if (done->window_snapshot != NULL)
 	{
 		/* go on with a window that was under way */
@@ -503,16 +551,41 @@ replicator_settle_master(Replicator *r)
 }
 
 /*
+ * The direction is the other one now: nothing that is known of new counts.
+ */
+static void
+replicator_turn_round(Replicator *r)
+{
+	if (r->reverse == r->reversed)
+		return;
+	if (r->session.ep != NULL)
+		cutover_session_close(&r->session);
+	cutover_applier_abandon(r->applier);
+	cutover_window_close(&r->window);
+	if (r->reverse)
+		cutover_reverse_enter();
+	else
+		cutover_reverse_leave();
+	r->stats.lag_us = -1;
+	r->stats.queued = -1;
+	r->stats.reverse = r->reverse;
+	r->reversed = r->reverse;
+}
+
+/*
  * One turn of the loop; returns how long to wait, in milliseconds.
  */
 static int
 replicator_turn(Replicator *r)
 {
+	replicator_turn_round(r);
 	if (!replicator_connect(r))
 		return IDLE_MS;
 	cutover_session_renew(&r->session);
 	if (replicator_settle_master(r))
 		return 0;
+	if (r->reverse)
+		return cutover_reverse_turn(r);
 	replicator_set_durability(r);
 	if (cutover_copier_tick(r->target_id, r->session.ep))
 		cutover_mapping_set_stale();

@@ -21,6 +21,9 @@ typedef struct Replicator
 	int			attempts;		/* failures in a row */
 	uint64		replay_lsn;		/* replay until the window is past this position */
 	bool		dual;			/* mode is dual_write */
+	bool		reverse;		/* mode is new_only: old follows */
+	bool		reversed;		/* this process is set up for that */
+	int64		epoch;
 	bool		switching;		/* a switch is under way, or was left so */
 	bool		agreed;			/* both sides know the same master, as far as we know */
 	bool		durable;		/* commits on new are flushed, since sessions wait for them */

@@ -45,6 +45,7 @@ cutover_new_open(PG_FUNCTION_ARGS)
 	cutover_endpoint_close(switcher_new);
 	switcher_new = NULL;
 	switcher_new = cutover_endpoint_connect(NameStr(*PG_GETARG_NAME(0)), "cutover switch");
+	cutover_endpoint_authorize(switcher_new);
 	(void) cutover_endpoint_set_timeout(switcher_new, PG_GETARG_INT32(1));
 	/* what is told to be committed must be; and should we vanish, nobody on new waits for our locks */
 	(void) cutover_endpoint_exec(switcher_new, psprintf("SET synchronous_commit = on; SET idle_in_transaction_session_timeout = '%ds'",
