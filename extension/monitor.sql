@@ -143,7 +143,7 @@ COMMENT ON FUNCTION cutover._unseen_replicator() IS 'a replicator of this databa
 
 -- Whose locks a replicator waits for, in words.
 CREATE FUNCTION cutover._blocked_by(pid int) RETURNS text
-LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 	SELECT 'a lock on old, held by ' || string_agg(CASE WHEN b = 0 THEN 'a prepared transaction' ELSE
 		format('process %s (role %s, application %s, %s for %s)', b, coalesce(a.usename::text, '-'), coalesce(nullif(a.application_name, ''), '-'),
 			coalesce(a.state, a.backend_type, '-'), date_trunc('second', clock_timestamp() - a.xact_start)) END, ', ')

@@ -140,6 +140,7 @@ DECLARE
 	v_problem text;
 	m record;
 BEGIN
+	DELETE FROM cutover._reverse_column c WHERE c.table_id = p_table.table_id;
 	DELETE FROM cutover._reverse_table r WHERE r.table_id = p_table.table_id;
 	IF v_new_columns IS NULL THEN
 		RETURN format('table %s does not exist on new', v_new);

@@ -174,6 +174,10 @@ replicator_call(Replicator *r, const char *sql, const char *arg)
 	char	   *result = NULL;
 
 	cutover_replicator_begin();
+	/* foreign keys of our own tables are to be heard, while those of old's are not */
+	if (r->reversed)
+		(void) set_config_option("session_replication_role", "origin", PGC_SUSET, PGC_S_SESSION,
+								 GUC_ACTION_LOCAL, true, 0, false);
 	SPI_connect();
 	SPI_execute_with_args(sql, 2, types, args, NULL, false, 0);
 	if (SPI_processed == 1)
