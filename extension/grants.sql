@@ -41,7 +41,8 @@ GRANT EXECUTE ON FUNCTION
 	cutover._table_name(oid),
 	cutover._bar(numeric),
 	cutover._degraded(int),
-	cutover._shadow_percentile(bigint[], float8)
+	cutover._shadow_percentile(bigint[], float8),
+	cutover._shadow_lost(int)
 TO cutover_admin, pg_monitor;
 GRANT EXECUTE ON FUNCTION @extschema@.cutover_metrics() TO pg_monitor;
 

@@ -219,8 +219,16 @@ CROSS JOIN LATERAL (
 ORDER BY m.mismatch_id;
 COMMENT ON VIEW cutover.shadow_mismatch IS 'reads that gave another result on new; at most ten of each query are kept';
 
+CREATE FUNCTION cutover._shadow_lost(target_id int) RETURNS bigint
+LANGUAGE c STABLE STRICT AS 'MODULE_PATHNAME', 'cutover_shadow_lost';
+COMMENT ON FUNCTION cutover._shadow_lost(int) IS 'samples that found no shadow worker';
+
 CREATE VIEW cutover.shadow_skipped AS
 SELECT t.target, s.reason, s.statements
-FROM cutover._shadow_skipped s JOIN cutover._target t USING (target_id)
+FROM (SELECT target_id, reason, statements FROM cutover._shadow_skipped
+	-- a worker that comes counts these as dropped; none comes where no slot is free
+	UNION ALL SELECT target_id, 'no_worker', cutover._shadow_lost(target_id) FROM cutover._target) s
+JOIN cutover._target t USING (target_id)
+WHERE s.statements > 0
 ORDER BY s.target_id, s.statements DESC;
 COMMENT ON VIEW cutover.shadow_skipped IS 'reads that were chosen and could not be compared, by reason';

@@ -11,6 +11,7 @@
 
 #include <signal.h>
 
+#include "fmgr.h"
 #include "miscadmin.h"
 #include "storage/dsm.h"
 #include "storage/latch.h"
@@ -21,6 +22,8 @@
 
 #include "launcher.h"
 #include "shadow.h"
+
+PG_FUNCTION_INFO_V1(cutover_shadow_lost);
 
 #define RING_MAGIC 0x5AD0CA11
 
@@ -285,4 +288,16 @@ void
 cutover_shadow_ring_skip(CutoverShadowRing *ring, CutoverShadowSkip why)
 {
 	pg_atomic_fetch_add_u64(&ring->skipped[why], 1);
+}
+
+/*
+ * cutover._shadow_lost(target_id int) RETURNS bigint: samples that found no
+ * worker and have not been counted by one since.
+ */
+Datum
+cutover_shadow_lost(PG_FUNCTION_ARGS)
+{
+	CutoverSlot *slot = cutover_shmem_slot(PG_GETARG_INT32(0), false);
+
+	PG_RETURN_INT64(slot ? (int64) pg_atomic_read_u64(&slot->shadow_lost) : 0);
 }

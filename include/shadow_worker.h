@@ -96,6 +96,9 @@ typedef struct CutoverShadowRows
 
 extern void cutover_shadow_run_init(const char *server);
 
+/* Be ready to run this on new: what follows takes one round trip. */
+extern void cutover_shadow_run_connect(const CutoverShadowEntry *entry);
+
 /* On new; rows (or NULL) are kept in the current context.  Raises what new says. */
 extern void cutover_shadow_run_on_new(CutoverShadowQuery *q, const CutoverShadowEntry *entry, CutoverShadowSum *sum, CutoverShadowRows *rows);
 

@@ -89,6 +89,12 @@ run_connect(const char *settings, int len)
 	}
 }
 
+void
+cutover_shadow_run_connect(const CutoverShadowEntry *entry)
+{
+	run_connect(cutover_shadow_entry_settings(entry), entry->settings_len);
+}
+
 /*
  * A moment in a form that no setting changes the meaning of.
  */

@@ -119,6 +119,7 @@ worker_compare(CutoverShadowQuery *q)
 	instr_time	start;
 	instr_time	end;
 
+	cutover_shadow_run_connect(entry);
 	INSTR_TIME_SET_CURRENT(start);
 	cutover_shadow_run_on_new(q, entry, &new_sum, NULL);
 	INSTR_TIME_SET_CURRENT(end);
