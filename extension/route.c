@@ -28,6 +28,7 @@ typedef struct RouteActive
 } RouteActive;
 
 static planner_hook_type previous_planner = NULL;
+static ExecutorStart_hook_type previous_start = NULL;
 static ExecutorRun_hook_type previous_run = NULL;
 static ProcessUtility_hook_type previous_utility = NULL;
 
@@ -110,6 +111,19 @@ cutover_route_context_forbids(CutoverTarget *target)
 		if (a->desc->operation != CMD_SELECT || a->desc->plannedstmt->hasModifyingCTE || route_reads_old(a->desc, target))
 			return true;
 	return false;
+}
+
+/*
+ * Choose the side of a statement that is about to start.
+ */
+static void
+route_start(QueryDesc *desc, int eflags)
+{
+	cutover_route_before_start(desc, eflags);
+	if (previous_start)
+		previous_start(desc, eflags);
+	else
+		standard_ExecutorStart(desc, eflags);
 }
 
 /*
@@ -220,6 +234,8 @@ cutover_route_init(void)
 	cutover_route_init_remote();
 	previous_planner = planner_hook;
 	planner_hook = route_planner;
+	previous_start = ExecutorStart_hook;
+	ExecutorStart_hook = route_start;
 	previous_run = ExecutorRun_hook;
 	ExecutorRun_hook = route_run;
 	previous_utility = ProcessUtility_hook;

@@ -54,6 +54,9 @@ typedef struct RouteScanState
 	bool		shown;
 } RouteScanState;
 
+/* A plan that new was chosen for, between the choice and the start. */
+static CustomScan *decided = NULL;
+
 static Node *scan_create(CustomScan *plan);
 static void scan_begin(CustomScanState *node, EState *estate, int eflags);
 static TupleTableSlot *scan_exec(CustomScanState *node);
@@ -205,23 +208,63 @@ scan_go_local(RouteScanState *state, const char *why)
 }
 
 /*
- * Start of an execution: choose the side.
+ * Choose the side for an execution of a plan.
+ */
+static CutoverSide
+scan_decide(CustomScan *scan, const char **why)
+{
+	CutoverTarget *target = cutover_tracked_target(list_nth_int(lsecond(scan->custom_private), SCAN_TARGET));
+
+	if (!cutover_route_context_forbids(target))
+		return cutover_policy_decide(target, lthird(scan->custom_private), why);
+	*why = CUTOVER_WHY(CONTEXT);
+	return CUTOVER_SIDE_OLD;
+}
+
+/*
+ * Called before an execution begins.  If old answers, the local plan is put in
+ * the place of ours, which then costs nothing; EXPLAIN gets ours, to see it.
+ */
+void
+cutover_route_before_start(QueryDesc *desc, int eflags)
+{
+	CustomScan *scan = (CustomScan *) desc->plannedstmt->planTree;
+	const char *why = NULL;
+	PlannedStmt *local;
+
+	decided = NULL;
+	if (!IsA(scan, CustomScan) || scan->methods != &scan_methods || desc->instrument_options != 0 ||
+		(eflags & EXEC_FLAG_EXPLAIN_ONLY))
+		return;
+	if (scan_decide(scan, &why) == CUTOVER_SIDE_NEW)
+	{
+		decided = scan;
+		return;
+	}
+	cutover_policy_count(cutover_tracked_target(list_nth_int(lsecond(scan->custom_private), SCAN_TARGET)),
+						 CUTOVER_READ_KEPT, why);
+	local = palloc(sizeof(PlannedStmt));
+	*local = *desc->plannedstmt;
+	local->planTree = linitial(scan->custom_plans);
+	desc->plannedstmt = local;
+}
+
+/*
+ * Start of an execution of our node.
  */
 static void
 scan_begin(CustomScanState *node, EState *estate, int eflags)
 {
 	RouteScanState *state = (RouteScanState *) node;
+	CustomScan *scan = (CustomScan *) node->ss.ps.plan;
 	const char *why = NULL;
-	CutoverSide side = CUTOVER_SIDE_OLD;
+	bool		was_decided = decided == scan;
 
+	decided = NULL;
 	state->eflags = eflags;
 	state->keep = (eflags & (EXEC_FLAG_BACKWARD | EXEC_FLAG_REWIND)) != 0;
 	state->target = cutover_tracked_target(scan_number(state, SCAN_TARGET));
-	if (cutover_route_context_forbids(state->target))
-		why = CUTOVER_WHY(CONTEXT);
-	else
-		side = cutover_policy_decide(state->target, scan_tables(state), &why);
-	if (side == CUTOVER_SIDE_NEW)
+	if (was_decided || scan_decide(scan, &why) == CUTOVER_SIDE_NEW)
 	{
 		state->side = SCAN_NEW;
 		return;

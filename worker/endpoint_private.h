@@ -81,7 +81,10 @@ struct CutoverEndpoint
 
 	/* queries whose rows are taken as they come */
 	struct WaitEventSet *wait_set;	/* kept: making one costs as much as a short query */
+	bool		wait_writing;	/* ... waits for room to write, too */
 	bool		querying;		/* a query is under way */
+	bool		expecting;		/* ... and has not been waited for yet */
+	uint32		slow_answers;	/* queries in a row that were not worth watching for */
 	bool		sent_off;		/* a statement whose result nobody waited for */
 	PGresult   *rows;			/* what came last */
 	PGresult   *error;

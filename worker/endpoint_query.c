@@ -7,7 +7,10 @@
  */
 #include "postgres.h"
 
+#include <sched.h>
+
 #include "miscadmin.h"
+#include "portability/instr_time.h"
 #include "storage/latch.h"
 #include "utils/memutils.h"
 
@@ -18,6 +21,12 @@
 /* What is taken of an unwanted result before it is cancelled. */
 #define QUERY_UNWANTED_MS 5
 #define QUERY_UNWANTED_ROWS 2000
+
+/* How long an answer is watched for, how often in vain in a row, and when again after that. */
+#define QUERY_WATCH_US 100
+#define QUERY_WATCH_YIELD_US 10
+#define QUERY_WATCH_TRIES 4
+#define QUERY_WATCH_AGAIN 64
 
 /* Rows in a chunk. */
 #define QUERY_CHUNK 500
@@ -47,6 +56,46 @@ cutover_endpoint_query_free(CutoverEndpoint *ep)
 }
 
 /*
+ * An answer that comes in less time than it takes to go to sleep and be woken is
+ * waited for awake, giving way to whoever has work; where answers take longer
+ * as a rule, that is tried from time to time only.
+ */
+static void
+query_watch(CutoverEndpoint *ep)
+{
+	instr_time	begun;
+	instr_time	before;
+	instr_time	now;
+
+	ep->expecting = false;
+	if (ep->slow_answers >= QUERY_WATCH_TRIES && ep->slow_answers++ % QUERY_WATCH_AGAIN != 0)
+		return;
+	INSTR_TIME_SET_CURRENT(begun);
+	now = begun;
+	while (PQconsumeInput(ep->conn) && PQisBusy(ep->conn))
+	{
+		instr_time	all;
+
+		if (MyLatch->is_set)
+			return;
+		before = now;
+		(void) sched_yield();
+		INSTR_TIME_SET_CURRENT(now);
+		all = now;
+		INSTR_TIME_SUBTRACT(all, begun);
+		INSTR_TIME_SUBTRACT(now, before);
+		/* somebody else had work: there is no time to waste */
+		if (INSTR_TIME_GET_MICROSEC(now) >= QUERY_WATCH_YIELD_US || INSTR_TIME_GET_MICROSEC(all) >= QUERY_WATCH_US)
+		{
+			ep->slow_answers++;
+			return;
+		}
+		INSTR_TIME_ADD(now, before);
+	}
+	ep->slow_answers = 0;
+}
+
+/*
  * Wait until there is something to read (or room to write); false at the deadline.
  */
 static bool
@@ -64,12 +113,12 @@ query_wait(CutoverEndpoint *ep, bool writing, TimestampTz deadline)
 		AddWaitEventToSet(ep->wait_set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
 		AddWaitEventToSet(ep->wait_set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
 	}
-	ModifyWaitEvent(ep->wait_set, 0, wanted, NULL);
+	if (writing || ep->wait_writing)
+		ModifyWaitEvent(ep->wait_set, 0, wanted, NULL);
+	ep->wait_writing = writing;
 	for (;;)
 	{
-		wait_ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
-		if (deadline == 0)
-			wait_ms = -1;
+		wait_ms = deadline == 0 ? -1 : TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
 		if (WaitEventSetWait(ep->wait_set, wait_ms, &occurred, 1,
 							 cutover_wait_event_compat(&event, "CutoverTargetRead")) == 0)
 			return false;
@@ -111,6 +160,8 @@ query_result(CutoverEndpoint *ep, TimestampTz deadline, CutoverAnswer *answer)
 	PGresult   *res;
 	TimestampTz until = deadline;
 
+	if (ep->expecting && PQisBusy(ep->conn) && PQflush(ep->conn) == 0)
+		query_watch(ep);
 	while (PQisBusy(ep->conn))
 	{
 		int			rc = PQflush(ep->conn);
@@ -187,7 +238,7 @@ cutover_endpoint_query_send(CutoverEndpoint *ep, const CutoverQuery *query)
 								 query->formats, query->binary);
 	if (!sent)
 		return query_lost(ep) != CUTOVER_ANSWER_LOST;
-	ep->querying = true;
+	ep->querying = ep->expecting = true;
 #ifdef LIBPQ_HAS_CHUNK_MODE
 	(void) PQsetChunkedRowsMode(ep->conn, QUERY_CHUNK);
 #else
