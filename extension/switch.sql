@@ -181,6 +181,8 @@ BEGIN
 			v_reason := 'new had been made master';
 			PERFORM cutover._record_mode(target_id, 'new_only', greatest(t.epoch + 1, (v_there->>'epoch')::bigint), NULL, NULL,
 				jsonb_build_object('whole', cutover._whole_database(target_id)));
+			-- what was written here meanwhile, new has not
+			UPDATE cutover._table b SET clean_passes = 0 WHERE b.target_id = t.target_id;
 		ELSIF (v_there->>'epoch')::bigint < t.epoch THEN
 			v_reason := 'new had forgotten that it is master';
 			PERFORM cutover._tell_new(t, t.epoch);

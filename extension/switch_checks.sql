@@ -55,7 +55,7 @@ COMMENT ON FUNCTION cutover._check_compared(int) IS 'what comparisons object to 
 CREATE FUNCTION cutover._check_reverse(target_id int)
 RETURNS TABLE (check_name text, object text, message text, hint text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-	SELECT 'reverse', t.old_table::regclass::text, 'old can not follow new: ' || t.reverse_closed,
+	SELECT 'reverse', t.old_table::regclass::text, 'old could not follow new: ' || t.reverse_closed,
 		'Give the way back in reverse_columns of cutover_add_table().'
 	FROM cutover._table t WHERE t.target_id = $1 AND t.reverse_closed IS NOT NULL
 $$;

@@ -91,6 +91,13 @@ BEGIN
 	SELECT x.* INTO STRICT t FROM cutover._target x WHERE x.target_id = _foresee_mode.target_id;
 	RETURN QUERY SELECT 'error', o.check_name, o.object, o.message, o.hint || CASE WHEN o.forcible THEN ' force => true overrides it.' ELSE '' END
 		FROM cutover._objections(target_id, _foresee_mode.mode) o;
+	IF cutover._master(t.mode) <> 'new' AND _foresee_mode.mode = 'new_only' THEN
+		RETURN QUERY SELECT 'error', 'reverse', b.old_table::regclass::text, 'old could not follow new: ' || string_agg(m.problem, ', ' ORDER BY m.attnum),
+			'Give the way back in reverse_columns of cutover_add_table(). force => true overrides it.'
+			FROM cutover._table b CROSS JOIN LATERAL cutover._reverse_map(b.table_id, NULL) m
+			WHERE b.target_id = t.target_id AND b.reverse_closed IS NULL AND m.problem IS NOT NULL
+			GROUP BY b.table_id, b.old_table ORDER BY b.table_id;
+	END IF;
 	IF t.switch_state IS NOT NULL THEN
 		RETURN QUERY SELECT CASE t.switch_state WHEN 'in_doubt' THEN 'error' ELSE 'warning' END, 'switch', t.target::text,
 			format('a switch to %s is %s', t.switch_to, CASE t.switch_state WHEN 'in_doubt' THEN 'in doubt' ELSE 'being prepared' END),

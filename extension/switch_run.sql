@@ -19,7 +19,7 @@ BEGIN
 	END IF;
 	v_epoch := greatest(t.epoch, (v_there->>'epoch')::bigint) + 1;
 	v_whole := cutover._whole_database(target_id);
-	options := options || jsonb_build_object('whole', v_whole, 'new_whole', v_whole AND cutover._whole_move(target_id));
+	options := options || jsonb_build_object('whole', v_whole, 'new_whole', v_whole AND current_setting('cutover.protect_new')::boolean AND cutover._whole_move(target_id));
 	UPDATE cutover._target x SET switch_state = 'preparing', switch_to = to_mode, switch_epoch = v_epoch, switch_options = options
 		WHERE x.target_id = _prepare_switch.target_id;
 	COMMIT;
@@ -237,6 +237,8 @@ BEGIN
 		PERFORM cutover._terminate_idle(target_id);
 	END IF;
 	IF t.mode <> 'new_only' THEN
+		-- forced: of these old does not have what new was given
+		UPDATE cutover._table b SET clean_passes = 0 WHERE b.target_id = t.target_id AND b.reverse_closed IS NOT NULL AND b.clean_passes <> 0;
 		BEGIN
 			PERFORM cutover._remove_reverse(target_id);
 		EXCEPTION WHEN OTHERS THEN
