@@ -3,8 +3,8 @@
 # nothing and needs no privilege if everything is there.
 set -eu
 
-packages=(make gcc libc6-dev libipc-run-perl libpq-dev libzstd-dev perl
-	postgresql-15 postgresql-server-dev-15)
+packages=(make gcc libc6-dev libipc-run-perl libpostgresql-jdbc-java libpq-dev libzstd-dev perl
+	pgbouncer postgresql-15 postgresql-server-dev-15)
 
 missing=()
 for p in "${packages[@]}"; do
@@ -13,6 +13,8 @@ done
 # npm brings PostgreSQL 18 as the new side of t/003; it may come from elsewhere than Debian
 command -v npm >/dev/null || missing+=(npm)
 command -v prove >/dev/null || missing+=(perl)
+# a JDBC client runs from its source
+command -v javac >/dev/null || missing+=(default-jdk-headless)
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 if [ "$(id -u)" != 0 ]; then
