@@ -38,11 +38,13 @@ sub new
 	my $self = bless {
 		node => $node,
 		db => $opt{db} // 'postgres',
-		connstr => $opt{follow} ? _any_master(@{ $opt{follow} }, $opt{db} // 'postgres') : $node->connstr($opt{db} // 'postgres'),
+		# or a sub: number of a client -> where it connects to
+		connstr => $opt{connstr} ? $opt{connstr} : $opt{follow} ? _any_master(@{ $opt{follow} }, $opt{db} // 'postgres') : $node->connstr($opt{db} // 'postgres'),
 		follow => defined $opt{follow},  # [nodes]: write to the one that is master, and move on when it refuses
 		sql => $opt{sql},
 		pause => $opt{pause} // 0,       # microseconds between transactions
 		first => $opt{first} // 0,       # so that a second load has numbers of its own
+		leave_on => $opt{leave_on},      # SQLSTATEs after which a client connects anew
 		dir => PostgreSQL::Test::Utils::tempdir(),
 		pids => [],
 	}, $class;
@@ -91,7 +93,7 @@ sub _run
 		if (!$psql)
 		{
 			$psql = open3($in, $out, undef, 'psql', '-XAt', '-v', 'VERBOSITY=sqlstate',
-				'-d', $self->{connstr});
+				'-d', ref $self->{connstr} ? $self->{connstr}->($client) : $self->{connstr});
 			$in->autoflush(1);
 		}
 		$n++;
@@ -109,7 +111,8 @@ sub _run
 		}
 		if ($committed) { print {$journal} "$n\n" }
 		else { print {$failures} "$n " . ($sqlstate // 'connection') . "\n" }
-		if (!$ended || $self->{follow} && ($sqlstate // '') eq '25006')
+		my $leave = $ended && defined $sqlstate && $self->{leave_on} && $sqlstate =~ $self->{leave_on};
+		if (!$ended || $leave || $self->{follow} && ($sqlstate // '') eq '25006')
 		{
 			# psql ends when the server is gone, and is ended when it is not the master; try again soon
 			close $in; close $out; waitpid($psql, 0);
