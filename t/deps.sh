@@ -3,7 +3,7 @@
 # nothing and needs no privilege if everything is there.
 set -eu
 
-packages=(make gcc libc6-dev libipc-run-perl libpostgresql-jdbc-java libpq-dev libzstd-dev perl
+packages=(make gcc libc6-dev libdbd-pg-perl libipc-run-perl libpostgresql-jdbc-java libpq-dev libzstd-dev perl
 	pgbouncer postgresql-15 postgresql-server-dev-15)
 
 missing=()
