@@ -88,7 +88,7 @@ sub handle
 		$admin->do("PAUSE $opt{database}");
 		$held_until = time + $opt{hold};
 		say_so('paused');
-		$old->do('SELECT cutover_confirm_pause(?, ?)', undef, $opt{name}, $detail->{epoch});
+		$old->do('SELECT cutover_confirm_pause(?, ?, ?)', undef, $opt{name}, $detail->{epoch}, $opt{target});
 	}
 	elsif ($event->{kind} eq 'set_mode')
 	{
@@ -105,8 +105,9 @@ sub handle
 sub listen_to_old
 {
 	$old = connect_to($opt{old});
+	$old->do('SET default_transaction_read_only = off');	# as old is after a switch
 	$old->do('LISTEN cutover');
-	$old->do('SELECT cutover_register_pooler(?)', undef, $opt{name});
+	$old->do('SELECT cutover_register_pooler(?, ?)', undef, $opt{name}, $opt{target});
 	point_to(master());		# it may have changed while we were away
 	let_go();
 	print "ready\n";
