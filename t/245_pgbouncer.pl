@@ -61,8 +61,7 @@ for my $step ([ new_only => $new, 'new' ], [ dual_write => $old, 'old' ], [ new_
 }
 
 # a switch that is given up lets them go, too
-my $writer = IPC::Run::start([ 'psql', '-XqAt', '-d', $old->connstr('postgres') ],
-	\"BEGIN; INSERT INTO sale (client) VALUES (-1); SELECT pg_sleep(600);\n", '>', "$dir/writer.out", '2>&1');
+my $writer = IPC::Run::start([ 'psql', '-XqAt', '-d', $old->connstr('postgres'), '-c', 'INSERT INTO sale (client) VALUES (-1); SELECT pg_sleep(600)' ], '>', "$dir/writer.out", '2>&1');
 cutover_poll('a long transaction', sub { $old->safe_psql('postgres', q{SELECT count(*) FROM pg_stat_activity WHERE query ~ 'pg_sleep' AND pid <> pg_backend_pid()}) > 0 });
 cutover_error_is($old, q{SELECT cutover_set_mode('new_only', timeout => '2 s', force => true)}, '55P03', 'a long writer makes it give up');
 my $n = $sales->($old);
