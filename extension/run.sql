@@ -112,7 +112,7 @@ LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp 
 DECLARE
 	v_table regclass := (SELECT t.old_table FROM cutover._table t WHERE t.table_id = _change_capture.table_id);
 BEGIN
-	FOR v_attempt IN 1..4 LOOP
+	FOR v_attempt IN 1..10 LOOP
 		IF cutover._try_capture(table_id, install) THEN
 			RETURN;
 		END IF;

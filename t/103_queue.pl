@@ -33,7 +33,9 @@ SQL
 CutoverTest::Load->create($old);
 my @tables = qw(item tally big load_journal);
 cutover_copy_schema($old, $new);
-my $new_schema = cutover_dump_schema($new);
+# without the guard, which comes with the first start and goes with the last table
+my $schema = sub { my $dump = cutover_dump_schema($new); $dump =~ s/^.*" cutover guard".*\n//mg; return $dump };
+my $new_schema = $schema->();
 cutover_add_target($old, $new);
 $old->safe_psql('postgres', 'SELECT cutover_add_tables(); SELECT cutover_start()');
 cutover_wait_synced($old);
@@ -212,9 +214,9 @@ $new = $set_back->('set_back_midst', $copied, 'midst');
 cutover_poll('copied afresh', sub { $old->safe_psql('postgres', q{SELECT count(*) FROM cutover.event WHERE kind = 'copy_restarted'}) > 0 }, node => $old);
 # one table may be copied afresh after the other
 cutover_poll('all is there again', sub {
-	$old->safe_psql('postgres', q{SELECT state FROM cutover.status}) eq 'streaming' && cutover_dump_schema($new) eq $new_schema }, node => $old);
+	$old->safe_psql('postgres', q{SELECT state FROM cutover.status}) eq 'streaming' && $schema->() eq $new_schema }, node => $old);
 same('new set back into a copy');
-is(cutover_dump_schema($new), $new_schema, 'new set back into a copy: its indexes are there');
+is($schema->(), $new_schema, 'new set back into a copy: its indexes are there');
 is($old->safe_psql('postgres', q{SELECT state FROM cutover.status}), 'streaming', 'new set back into a copy: that is not rewound');
 set_conf('cutover.queue_segment_size = 1MB');
 
