@@ -11,12 +11,14 @@ use Test::More;
 
 # JDBC knows no sockets
 my ($old, $new) = cutover_pair(conf => "listen_addresses = '127.0.0.1'");
-my $libpq = sprintf 'host=%s,%s port=%d,%d dbname=postgres user=postgres target_session_attrs=read-write',
+my $libpq = sprintf 'host=%s,%s port=%d,%d dbname=postgres user=app target_session_attrs=read-write',
   $old->host, $new->host, $old->port, $new->port;
-my $jdbc = sprintf 'jdbc:postgresql://127.0.0.1:%d,127.0.0.1:%d/postgres?targetServerType=primary&loggerLevel=OFF',
+my $jdbc = sprintf 'jdbc:postgresql://127.0.0.1:%d,127.0.0.1:%d/postgres?targetServerType=primary&hostRecheckSeconds=0',
   $old->port, $new->port;
 
-$old->safe_psql('postgres', 'CREATE TABLE written (n int, via text, PRIMARY KEY (via, n))');
+# new is open to superusers at any time: they prepare it
+$_->safe_psql('postgres', 'CREATE ROLE app LOGIN') for $old, $new;
+$old->safe_psql('postgres', 'CREATE TABLE written (n int, via text, PRIMARY KEY (via, n)); GRANT SELECT, INSERT ON written TO app');
 cutover_copy_schema($old, $new);
 cutover_add_target($old, $new);
 $old->safe_psql('postgres', 'SELECT cutover_add_tables(); SELECT cutover_start()');
@@ -29,11 +31,12 @@ my $where = sub {
 };
 
 # a JDBC client that writes all the time
-my ($in, $out, $err) = ('', '', '');
+my $file = PostgreSQL::Test::Utils::tempdir() . '/writer.out';
+my $in = '';
 my $client = IPC::Run::start(
-	[ 'java', '-cp', '/usr/share/java/postgresql.jar', 't/clients/Writer.java', $jdbc, 'postgres' ],
-	\$in, \$out, \$err);
-my $kept = sub { $client->pump_nb; my @n = $out =~ /^kept (\d+)$/mg; return scalar @n };
+	[ 'java', '-cp', '/usr/share/java/postgresql.jar', 't/clients/Writer.java', $jdbc, 'app' ],
+	\$in, '>', $file, '2>&1');
+my $kept = sub { my @n = slurp_file($file) =~ /^kept (\d+)$/mg; return scalar @n };
 my $on = sub { $_[0]->safe_psql('postgres', q{SELECT count(*) FROM written WHERE via = 'jdbc'}) };
 cutover_poll('the JDBC client writes', sub { $kept->() > 50 }, node => $old);
 is($where->(), 'old', 'libpq finds old before the switch');
@@ -48,7 +51,7 @@ for my $step ([ 'new_only', 'new', $new ], [ 'old_only', 'old', $old ], [ 'new_o
 	my $n = $kept->();
 	cutover_poll("the JDBC client writes to $side", sub { $kept->() > $n + 50 }, node => $old);
 	$refusals++;
-	my @refused = $out =~ /^refused (\S+)/mg;
+	my @refused = slurp_file($file) =~ /^refused (\S+)/mg;
 	is_deeply([ grep { $_ ne '25006' } @refused ], [], 'it was refused with 25006 only');
 	is(scalar @refused, $refusals, 'and once for each switch');
 	cutover_poll("its rows are on $side", sub { $on->($node) > $n + 50 }, node => $old);
@@ -56,6 +59,7 @@ for my $step ([ 'new_only', 'new', $new ], [ 'old_only', 'old', $old ], [ 'new_o
 
 $in = "end\n";
 $client->finish;
+my $out = slurp_file($file);
 my @promised = $out =~ /^kept (\d+)$/mg;
 is($new->safe_psql('postgres', q{SELECT count(*), max(n) FROM written WHERE via = 'jdbc'}),
 	@promised . "|$promised[-1]", 'each row that it was promised is there, once');
