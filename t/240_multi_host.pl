@@ -10,7 +10,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 
 # JDBC knows no sockets
-my ($old, $new) = cutover_pair(conf => "listen_addresses = '127.0.0.1'");
+my ($old, $new) = cutover_pair(conf => "listen_addresses = '127.0.0.1'\ncutover.protect_new = on\n");
 my $libpq = sprintf 'host=%s,%s port=%d,%d dbname=postgres user=app target_session_attrs=read-write',
   $old->host, $new->host, $old->port, $new->port;
 my $jdbc = sprintf 'jdbc:postgresql://127.0.0.1:%d,127.0.0.1:%d/postgres?targetServerType=primary&hostRecheckSeconds=0',

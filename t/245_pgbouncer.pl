@@ -8,7 +8,7 @@ use IPC::Run;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my ($old, $new) = cutover_pair();
+my ($old, $new) = cutover_pair(conf => "cutover.protect_new = on\n");
 my $dir = PostgreSQL::Test::Utils::tempdir_short();
 my $port = PostgreSQL::Test::Cluster::get_free_port();
 my $listener = "demo/pgbouncer-listener.pl";

@@ -18,6 +18,7 @@ srand($seed);
 note("seed $seed");
 
 my ($old, $new) = cutover_pair(preload => 1, conf => <<'CONF');
+cutover.protect_new = on
 cutover.lease_time = 5
 cutover.retry_max_delay = 200ms
 cutover.network_timeout = 5
