@@ -54,8 +54,13 @@ typedef struct RouteScanState
 	bool		shown;
 } RouteScanState;
 
-/* A plan that new was chosen for, between the choice and the start. */
-static CustomScan *decided = NULL;
+/* The side that was chosen for a plan, between the choice and the start. */
+static struct
+{
+	CustomScan *scan;			/* NULL = none */
+	CutoverSide side;
+	const char *why;
+}			decided;
 
 static Node *scan_create(CustomScan *plan);
 static void scan_begin(CustomScanState *node, EState *estate, int eflags);
@@ -223,30 +228,38 @@ scan_decide(CustomScan *scan, const char **why)
 
 /*
  * Called before an execution begins.  If old answers, the local plan is put in
- * the place of ours, which then costs nothing; EXPLAIN gets ours, to see it.
+ * the place of ours, which then costs nothing; EXPLAIN gets ours, to see it.  If new
+ * does, this process must stay free to do what parallel queries forbid.
  */
 void
 cutover_route_before_start(QueryDesc *desc, int eflags)
 {
 	CustomScan *scan = (CustomScan *) desc->plannedstmt->planTree;
-	const char *why = NULL;
-	PlannedStmt *local;
+	PlannedStmt *changed;
 
-	decided = NULL;
-	if (!IsA(scan, CustomScan) || scan->methods != &scan_methods || desc->instrument_options != 0 ||
-		(eflags & EXEC_FLAG_EXPLAIN_ONLY))
+	decided.scan = NULL;
+	if (!IsA(scan, CustomScan) || scan->methods != &scan_methods)
 		return;
-	if (scan_decide(scan, &why) == CUTOVER_SIDE_NEW)
+	decided.why = NULL;
+	decided.side = scan_decide(scan, &decided.why);
+	if (decided.side == CUTOVER_SIDE_OLD && !(eflags & EXEC_FLAG_EXPLAIN_ONLY))
+		cutover_policy_count(cutover_tracked_target(list_nth_int(lsecond(scan->custom_private), SCAN_TARGET)),
+							 CUTOVER_READ_KEPT, decided.why);
+	if (decided.side == CUTOVER_SIDE_OLD && (desc->instrument_options != 0 || (eflags & EXEC_FLAG_EXPLAIN_ONLY)))
 	{
-		decided = scan;
+		decided.scan = scan;
 		return;
 	}
-	cutover_policy_count(cutover_tracked_target(list_nth_int(lsecond(scan->custom_private), SCAN_TARGET)),
-						 CUTOVER_READ_KEPT, why);
-	local = palloc(sizeof(PlannedStmt));
-	*local = *desc->plannedstmt;
-	local->planTree = linitial(scan->custom_plans);
-	desc->plannedstmt = local;
+	changed = palloc(sizeof(PlannedStmt));
+	*changed = *desc->plannedstmt;
+	if (decided.side == CUTOVER_SIDE_OLD)
+		changed->planTree = linitial(scan->custom_plans);
+	else
+	{
+		changed->parallelModeNeeded = false;
+		decided.scan = scan;
+	}
+	desc->plannedstmt = changed;
 }
 
 /*
@@ -256,22 +269,16 @@ static void
 scan_begin(CustomScanState *node, EState *estate, int eflags)
 {
 	RouteScanState *state = (RouteScanState *) node;
-	CustomScan *scan = (CustomScan *) node->ss.ps.plan;
-	const char *why = NULL;
-	bool		was_decided = decided == scan;
+	bool		is_decided = decided.scan == (CustomScan *) node->ss.ps.plan;
 
-	decided = NULL;
+	decided.scan = NULL;
 	state->eflags = eflags;
 	state->keep = (eflags & (EXEC_FLAG_BACKWARD | EXEC_FLAG_REWIND)) != 0;
 	state->target = cutover_tracked_target(scan_number(state, SCAN_TARGET));
-	if (was_decided || scan_decide(scan, &why) == CUTOVER_SIDE_NEW)
-	{
+	if (is_decided && decided.side == CUTOVER_SIDE_NEW)
 		state->side = SCAN_NEW;
-		return;
-	}
-	if (!(eflags & EXEC_FLAG_EXPLAIN_ONLY))
-		cutover_policy_count(state->target, CUTOVER_READ_KEPT, why);
-	scan_go_local(state, why);
+	else
+		scan_go_local(state, is_decided ? decided.why : CUTOVER_WHY(OTHER));
 }
 
 /*
@@ -401,6 +408,23 @@ scan_start(RouteScanState *state)
 }
 
 /*
+ * The next row from new; its values live until the next call.
+ */
+static bool
+scan_fetch(RouteScanState *state, TupleTableSlot *slot)
+{
+	ExprContext *econtext = state->css.ss.ps.ps_ExprContext;
+	MemoryContext old;
+	bool		found;
+
+	ResetExprContext(econtext);
+	old = MemoryContextSwitchTo(econtext->ecxt_per_tuple_memory);
+	found = cutover_route_fetch(state->stream, slot);
+	MemoryContextSwitchTo(old);
+	return found;
+}
+
+/*
  * The next row through the store: as the executor's Material node does it.
  */
 static TupleTableSlot *
@@ -420,18 +444,13 @@ scan_from_store(RouteScanState *state, TupleTableSlot *slot)
 	if (!ended)
 	{
 		if (state->store_slot == NULL)
-		{
-			MemoryContext old = MemoryContextSwitchTo(state->css.ss.ps.state->es_query_cxt);
-
 			state->store_slot = ExecInitExtraTupleSlot(state->css.ss.ps.state, stream->desc, &TTSOpsMinimalTuple);
-			MemoryContextSwitchTo(old);
-		}
 		if (tuplestore_gettupleslot(stream->store, forward, false, state->store_slot))
 			return state->store_slot;
 		if (!forward)
 			return ExecClearTuple(slot);
 	}
-	if (stream->at_end || !cutover_route_fetch(stream, slot))
+	if (stream->at_end || !scan_fetch(state, slot))
 		return ExecClearTuple(slot);
 	if (state->keep)
 		tuplestore_puttupleslot(stream->store, slot);
@@ -446,20 +465,14 @@ scan_exec(CustomScanState *node)
 {
 	RouteScanState *state = (RouteScanState *) node;
 	TupleTableSlot *slot = node->ss.ss_ScanTupleSlot;
-	MemoryContext old;
 
 	if (state->side == SCAN_NEW)
 		scan_start(state);
 	if (state->side == SCAN_LOCAL)
 		return ExecProcNode(linitial(node->custom_ps));
-	ResetExprContext(node->ss.ps.ps_ExprContext);
-	old = MemoryContextSwitchTo(node->ss.ps.ps_ExprContext->ecxt_per_tuple_memory);
 	if (state->stream->store)
-		slot = scan_from_store(state, slot);
-	else if (!cutover_route_fetch(state->stream, slot))
-		ExecClearTuple(slot);
-	MemoryContextSwitchTo(old);
-	return slot;
+		return scan_from_store(state, slot);
+	return scan_fetch(state, slot) ? slot : ExecClearTuple(slot);
 }
 
 /*
