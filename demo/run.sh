@@ -15,7 +15,7 @@ export PATH=$bindir:$PATH LC_ALL=C.UTF-8 PGCLIENTENCODING=UTF8 PGUSER=postgres
 unset PGHOST PGPORT PGDATABASE PGSERVICE PGOPTIONS PGAPPNAME
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/cutover-demo.XXXXXX")
-cp -R schema.sql data.sql load "$work/"
+cp -R schema.sql data.sql load pgbouncer-listener.pl "$work/"
 as=()
 if [ "$(id -u)" = 0 ]; then
 	chown -R postgres "$work"
@@ -73,15 +73,47 @@ server() {
 start() { "${as[@]}" pg_ctl -D "$work/$1/data" -l "$work/$1/log" -w -s start > /dev/null; }
 stop() { "${as[@]}" pg_ctl -D "$work/$1/data" -m "$2" -w -s stop > /dev/null 2>&1; }
 
+# A pool of connections in front of the shop, and what tells it where to go.
+pool() {
+	cat > "$work/pool.ini" <<-INI
+		[databases]
+		app = host=$work/old dbname=shop user=postgres
+		[pgbouncer]
+		listen_addr =
+		listen_port = 6432
+		unix_socket_dir = $work
+		auth_type = any
+		admin_users = postgres
+		pool_mode = transaction
+		logfile = $work/pool.log
+		pidfile = $work/pool.pid
+	INI
+	[ "$(id -u)" != 0 ] || chown postgres "$work/pool.ini"
+	"${as[@]}" "$(PATH=$PATH:/usr/sbin command -v pgbouncer)" -q -d "$work/pool.ini"
+	for i in $(seq 100); do [ ! -S "$work/.s.PGSQL.6432" ] || return 0; sleep 0.1; done
+	die "PgBouncer does not start: $(cat "$work/pool.log")"
+}
+listener() {
+	"${as[@]}" ./pgbouncer-listener.pl --old "host=$work/old dbname=shop" --admin "host=$work port=6432 dbname=pgbouncer" \
+		--database app --ini "$work/pool.ini" --old-address "host=$work/old dbname=shop user=postgres" \
+		--new-address "host=$work/new dbname=shop user=postgres" --verbose > "$work/listener.log" 2>&1 &
+	for i in $(seq 100); do ! grep -q '^ready' "$work/listener.log" || return 0; sleep 0.1; done
+	die "the listener is not ready: $(cat "$work/listener.log")"
+}
+stop_pool() {
+	pkill -f "pgbouncer-listener.pl --old host=$work/" 2> /dev/null
+	[ ! -e "$work/pool.pid" ] || kill "$(cat "$work/pool.pid")" 2> /dev/null
+}
+
 # The application: short runs of pgbench, one after the other, until told to
 # end.  What its clients were told is the measure, so nothing is asked of a server.
 application() {
 	local part=0
 	while [ ! -e "$work/closed" ]; do
 		part=$((part + 1))
-		pgbench -n -h "$work/old" -c "$CLIENTS" -j 1 -R "$RATE" -T 3 -D customers=$((SCALE / 10)) -D orders="$SCALE" \
+		pgbench -n -h "$work" -p 6432 -c "$CLIENTS" -j 1 -R "$RATE" -T 3 -l --log-prefix="$work/load/latency" -D customers=$((SCALE / 10)) -D orders="$SCALE" \
 			-f load/order.sql@6 -f load/cancel.sql@1 -f load/stock.sql@2 -f load/customer.sql@2 -f load/session.sql@3 \
-			shop > "$work/load/part.$part" 2>&1 || echo 'number of failed transactions: 1' >> "$work/load/part.$part"
+			app > "$work/load/part.$part" 2>&1 || echo 'number of failed transactions: 1' >> "$work/load/part.$part"
 	done
 }
 committed() { cat "$work"/load/part.* 2>/dev/null | sed -n 's/^number of transactions actually processed: \([0-9]*\).*/\1/p' | awk '{ n += $1 } END { print n + 0 }'; }
@@ -104,6 +136,7 @@ finish() {
 		done
 	fi
 	close_shop
+	stop_pool
 	for s in old new; do [ ! -e "$work/$s/data/postmaster.pid" ] || stop $s immediate; done
 	[ -n "${KEEP:-}" ] && echo "files are kept in $work" || rm -rf "$work"
 	exit "$rc"
@@ -197,7 +230,9 @@ table "SELECT count(*) AS tables, to_char(sum(reltuples), 'FM999G999G999') AS ro
 say "\"new\" is PostgreSQL $(new -c 'SHOW server_version' | cut -d' ' -f1), and empty."
 
 chapter "The shop is open"
-say "$CLIENTS clients order, cancel, review and restock, $RATE transactions a second. They don't stop until chapter 11."
+say "$CLIENTS clients order, cancel, review and restock, $RATE transactions a second, through PgBouncer."
+say "They don't stop until they have moved for good."
+pool
 application &
 application_pid=$!
 for i in $(seq 100); do [ "$(committed)" = 0 ] || break; sleep 0.1; done
@@ -314,6 +349,42 @@ ask "SELECT cutover_wait('2 min')"
 good "caught up $((SECONDS - begun)) seconds later"
 [ "$(refused)" = 0 ] || bad "clients saw $(refused) failed transactions"
 
+# switch MODE SIDE: while customers are shopping; how long any of them waited
+switch() {
+	local since pause n i
+	since=$(date +%s.%N)
+	shown "shop=# SELECT from_mode, to_mode, pause, drained_changes FROM cutover_set_mode('$1')"
+	pause=$(old -c "SELECT format('%s -> %s, gate closed for %s ms, %s changes drained', from_mode, to_mode, round(extract(epoch FROM pause) * 1000, 1), drained_changes)
+		FROM cutover_set_mode('$1', timeout => '60 s')") || die "no switch to $1"
+	say "$pause"
+	n=$("$2" -c "SELECT count(*) FROM orders")
+	for i in $(seq 200); do [ "$("$2" -c "SELECT count(*) FROM orders")" -le "$n" ] || break; sleep 0.1; done
+	[ "$i" -lt 200 ] && good "customers order on $2 now" || bad "no order reaches $2"
+	sleep 3.5		# pgbench writes its log in blocks
+	# client, transaction, latency in us, script, seconds, us of its end
+	say "longest wait of any customer since the switch began: $(cat load/latency.* | awk -v a="$since" '$5 + $6 / 1e6 >= a && $3 > m { m = $3 } END { printf "%.0f", m / 1000 }') ms; failed transactions: $(refused)"
+	[ "$(refused)" = 0 ] || bad "clients saw $(refused) failed transactions"
+}
+
+chapter "The switch"
+say "From now on new is to take the orders. A look before:"
+shown "shop=# SELECT level, check_name, message FROM cutover_check_mode('new_only') WHERE level <> 'ok'"
+old -c "SELECT level, check_name, coalesce(object, ''), message FROM cutover_check_mode('new_only') WHERE level <> 'ok'" | awk -F'|' '{ printf "   %s  %s, %s: %s\n", $1, $2, $3, $4 }' | cut -c1-150
+say "A listener beside PgBouncer holds the customers for the moment that it takes."
+listener
+switch new_only new
+shown "shop=# UPDATE product SET net = net + 1 WHERE id = 1          -- by hand, on old"
+refusal=$(old -c "SET default_transaction_read_only = off" -c "UPDATE product SET net = net + 1 WHERE id = 1" 2>&1 || true)
+say "$(printf '%s' "$refusal" | grep -E '^(ERROR|HINT)' | sed "s|$work|…|g" | head -n 2 | sed '2,$s/^/   /')"
+[[ $refusal == *ERROR* ]] && good "old refuses writes, whatever the path" || bad "old took it"
+
+chapter "And back, with nothing lost"
+say "Old has followed new all the time. Somebody doesn't like it on new: back we go."
+switch old_only old
+
+chapter "For good"
+switch new_only new
+
 chapter "A quiet moment: is it the same?"
 say "The shop closes for a moment, only to count: every row of every table, on both sides."
 close_shop
@@ -332,17 +403,19 @@ cmp -s digests.old digests.new && good "${bold}the two databases are equal${off}
 total=$(committed) failed=$(refused)
 [ "$failed" = 0 ] && [ "$total" -gt 0 ] && good "clients committed $(thousands "$total") transactions; 0 failed" || bad "clients committed $total transactions; $failed failed"
 
-chapter "And back to where we were"
-say "Each step can be taken back. This gives the migration up; new keeps its rows, and nothing of ours stays."
-ask "SELECT cutover_cancel()"
+chapter "The end of old"
+say "The one step that can't be taken back: the way back goes, and everything of ours on new."
+ask "SELECT cutover_finish()"
 [ "$(new -c "SELECT count(*) FROM pg_namespace WHERE nspname = 'cutover'")" = 0 ] && good "nothing of ours is left on new" || bad "schema cutover is left on new"
-pg_dump --schema-only --exclude-schema=cutover -h "$work/old" shop | grep -vE '^(--|\\(un)?restrict|(CREATE|COMMENT ON) EXTENSION.* cutover|$)' > schema.old
+pg_dump --schema-only --exclude-schema=cutover -h "$work/old" shop | grep -vE '^(--|\\(un)?restrict|(CREATE|COMMENT ON) EXTENSION.* cutover|.*" cutover fence|$)' > schema.old
 pg_dump --schema-only -h "$work/new" shop | grep -vE '^(--|\\(un)?restrict|$)' > schema.new
 cmp -s schema.old schema.new && good "indexes, constraints and triggers are the same on both sides" || { bad "the schemas differ"; diff schema.old schema.new | head -n 20; }
+old -c "SET default_transaction_read_only = off" -c "DELETE FROM ledger" > /dev/null 2>&1 && bad "old took a write" || good "old goes on refusing writes"
+new -c "INSERT INTO \"Gift Card\" VALUES ('GC-the-end', 50)" && good "new takes them"
 
 echo
 if [ "$wrong" = 0 ]; then
-	say "What comes next in a real move stands in docs/operations.md, \"Moving over\"."
+	say "How to do this with your own database stands in docs/operations.md and docs/switching.md."
 	echo
 	echo "${bold}${green}All as it should be.${off}"
 else
