@@ -163,20 +163,6 @@ BEGIN
 END
 $$;
 
--- Closes the differences that are none any more; returns how many.
-CREATE FUNCTION cutover._close_repaired(p_target cutover._target, p_ids bigint[]) RETURNS bigint
-LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-	v_count bigint;
-BEGIN
-	DELETE FROM cutover._divergence d WHERE d.divergence_id = ANY (p_ids)
-		AND NOT EXISTS (SELECT FROM cutover._apply_error e WHERE e.table_id = d.table_id AND e.key = d.key);
-	GET DIAGNOSTICS v_count = ROW_COUNT;
-	UPDATE cutover._divergence d SET state = 'confirmed' WHERE d.divergence_id = ANY (p_ids) AND d.state = 'compensating';
-	RETURN v_count;
-END
-$$;
-
 -- Repairs every difference of these tables that is open when it begins.  result: an array of counts for each table.
 CREATE PROCEDURE cutover._do_compensate(p_target_id int, p_tables int[], INOUT result text DEFAULT NULL)
 LANGUAGE plpgsql AS $$
@@ -187,11 +173,11 @@ DECLARE
 	v_until bigint;
 	v_ids bigint[];
 	v_asked bigint[];
+	v_all bigint[] := '{}';
 	v_xid xid8;
-	v_last bigint;
-	v_counts jsonb := '{}';
-	v_repaired bigint;
-	v_table int;
+	v_last bigint := 0;
+	v_run bigint;
+	v_counts jsonb;
 BEGIN
 	IF NOT cutover._lock_repair(p_target_id) THEN
 		RAISE EXCEPTION 'another repair is under way on target "%"',
@@ -202,17 +188,13 @@ BEGIN
 	v_target := cutover._check_started(p_target_id);
 	v_mode := v_target.mode;
 	v_target := cutover._check_repairable(p_target_id, v_mode);
-	-- new gets a table that is not synced whole, by its copy
-	v_tables := ARRAY(SELECT t.table_id FROM cutover._table t WHERE t.table_id = ANY (p_tables) AND t.phase IN ('synced', 'indexing')
+	-- a table that is not synced is brought over whole, by its copy
+	v_tables := ARRAY(SELECT t.table_id FROM cutover._table t WHERE t.table_id = ANY (p_tables) AND t.phase = 'synced'
 		AND EXISTS (SELECT FROM cutover._divergence d WHERE d.table_id = t.table_id AND d.state <> 'deferred') ORDER BY 1);
 	IF v_tables <> '{}' THEN
 		PERFORM cutover._note_repair(v_tables);
 		COMMIT;
-	END IF;
-	FOREACH v_table IN ARRAY v_tables LOOP
-		SELECT max(d.divergence_id) INTO v_until FROM cutover._divergence d WHERE d.table_id = v_table;
-		v_last := 0;
-		v_repaired := 0;
+		SELECT max(d.divergence_id) INTO v_until FROM cutover._divergence d WHERE d.table_id = ANY (v_tables);
 		LOOP
 			-- a switch that begins now waits for this transaction; one under way is waited for
 			PERFORM FROM cutover._target t WHERE t.target_id = p_target_id FOR SHARE;
@@ -222,23 +204,28 @@ BEGIN
 				PERFORM pg_sleep(0.1);
 				CONTINUE;
 			END IF;
-			v_ids := cutover._next_repairs(ARRAY[v_table], v_last, v_until);
+			v_ids := cutover._next_repairs(v_tables, v_last, v_until);
 			EXIT WHEN v_ids IS NULL;
 			v_last := v_ids[cardinality(v_ids)];
 			v_asked := CASE WHEN v_mode = 'new_only' THEN cutover._request_reverse_repairs(v_target, v_ids)
 				ELSE cutover._request_repairs(v_target, v_ids) END;
-			UPDATE cutover._divergence d SET state = 'compensating' WHERE d.divergence_id = ANY (v_asked);
+			UPDATE cutover._divergence d SET state = 'compensating' WHERE d.divergence_id = ANY (v_asked) AND d.state <> 'compensating';
 			v_xid := pg_current_xact_id();
+			v_all := v_all || v_asked;
 			COMMIT;
 			IF v_asked <> '{}' THEN
 				CALL cutover._await_followed(v_target, v_xid);
-				v_repaired := v_repaired + cutover._close_repaired(v_target, v_asked);
-				COMMIT;
 			END IF;
 		END LOOP;
-		v_counts := v_counts || jsonb_build_object(v_table::text, v_repaired);
-	END LOOP;
-	IF v_tables <> '{}' THEN
+		COMMIT;
+		v_counts := (SELECT jsonb_object_agg(d.table_id, d.n) FROM (SELECT table_id, count(*) AS n FROM cutover._divergence
+			WHERE divergence_id = ANY (v_all) GROUP BY 1) d);
+		-- what is equal now is closed; what is not is confirmed once more, or still moves
+		CALL cutover._do_compare(p_target_id, v_tables, 'known', NULL, NULL, 'UTC', v_run);
+		UPDATE cutover._divergence d SET state = 'deferred' WHERE d.divergence_id = ANY (v_all) AND d.state = 'compensating';
+		v_counts := (SELECT jsonb_object_agg(c.key, c.value::bigint - (SELECT count(*) FROM cutover._divergence d
+				WHERE d.divergence_id = ANY (v_all) AND d.table_id = c.key::int))
+			FROM jsonb_each_text(v_counts) c);
 		PERFORM cutover._note_repair(v_tables);
 	END IF;
 	SELECT jsonb_agg(jsonb_build_object('table', t.old_table::text, 'repaired', coalesce((v_counts->>t.table_id::text)::bigint, 0), 'deferred',

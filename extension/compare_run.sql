@@ -109,6 +109,9 @@ BEGIN
 				SELECT 'full' AS method, NULL::timestamptz AS since, NULL::timestamptz AS until
 				WHERE p_method = 'full' OR a.anew
 				UNION ALL
+				-- only what is known to differ, after a repair
+				SELECT 'known', NULL, NULL WHERE p_method = 'known'
+				UNION ALL
 				SELECT 'changes', greatest(coalesce(p_since, (SELECT max(r.started_at) FROM cutover._compare_run r
 						WHERE r.target_id = p_target_id AND r.snapshot::text = p.snapshot::text)), v_kept.kept_since),
 					least(p_until, clock_timestamp())
@@ -137,7 +140,8 @@ BEGIN
 	DELETE FROM cutover._divergence d USING cutover._compare_result r
 	WHERE r.run = p_run AND r.method = 'full' AND r.complete AND NOT r.capped AND d.table_id = r.table_id
 		AND d.run IS DISTINCT FROM p_run AND d.last_seen < r.started_at;
-	FOR v_table IN SELECT r.table_id FROM cutover._compare_result r WHERE r.run = p_run GROUP BY 1 HAVING bool_and(r.complete) ORDER BY 1 LOOP
+	FOR v_table IN SELECT r.table_id FROM cutover._compare_result r WHERE r.run = p_run AND r.method <> 'known'
+		GROUP BY 1 HAVING bool_and(r.complete) ORDER BY 1 LOOP
 		IF NOT v_partial OR EXISTS (SELECT FROM cutover._compare_result r WHERE r.run = p_run AND r.table_id = v_table
 			AND r.missing + r.extra + r.different + r.representation > 0) THEN
 			PERFORM cutover._note_compared(p_run, v_table);
@@ -207,9 +211,11 @@ BEGIN
 	END LOOP;
 	IF v_state = 'running' AND NOT EXISTS (SELECT FROM cutover._compare_result r WHERE r.run = _do_compare.run AND NOT r.complete) THEN
 		PERFORM cutover._close_run(run);
-		PERFORM cutover._log_event('compare', jsonb_build_object('run', run, 'method', method, 'tables', cardinality(tables),
-			'found', (SELECT sum(r.missing + r.extra + r.different + r.representation) FROM cutover._compare_result r WHERE r.run = _do_compare.run)),
-			target_id);
+		IF method <> 'known' THEN
+			PERFORM cutover._log_event('compare', jsonb_build_object('run', run, 'method', method, 'tables', cardinality(tables),
+				'found', (SELECT sum(r.missing + r.extra + r.different + r.representation) FROM cutover._compare_result r WHERE r.run = _do_compare.run)),
+				target_id);
+		END IF;
 		COMMIT;
 	ELSE
 		-- the others notice

@@ -4,7 +4,7 @@
 CREATE TABLE cutover._compare_run (
 	run bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
 	target_id int NOT NULL REFERENCES cutover._target ON DELETE CASCADE,
-	method text NOT NULL CHECK (method IN ('auto', 'window', 'changes', 'full')),	-- as asked for
+	method text NOT NULL CHECK (method IN ('auto', 'window', 'changes', 'full', 'known')),	-- as asked for; known: by a repair
 	state text NOT NULL DEFAULT 'running' CHECK (state IN ('running', 'done', 'failed', 'stopped')),
 	started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
 	ended_at timestamptz,
@@ -27,7 +27,7 @@ CREATE INDEX ON cutover._compare_run (target_id, run);
 CREATE TABLE cutover._compare_result (
 	run bigint NOT NULL REFERENCES cutover._compare_run ON DELETE CASCADE,
 	table_id int NOT NULL REFERENCES cutover._table ON DELETE CASCADE,
-	method text NOT NULL CHECK (method IN ('window', 'changes', 'full')),
+	method text NOT NULL CHECK (method IN ('window', 'changes', 'full', 'known')),
 	since timestamptz,							-- NULL: from the beginning
 	until timestamptz,
 	rows bigint NOT NULL DEFAULT 0,				-- read on the side that is right

@@ -395,7 +395,8 @@ CROSS JOIN LATERAL (
 	SELECT (SELECT count(*) FROM cutover._divergence v WHERE v.target_id = s.target_id AND v.state <> 'deferred') AS confirmed,
 		(SELECT count(*) FROM cutover._divergence v WHERE v.target_id = s.target_id AND v.state = 'deferred') AS deferred,
 		count(*) FILTER (WHERE EXISTS (SELECT FROM cutover._compare_result r WHERE r.table_id = b.table_id AND r.capped
-			AND r.run = (SELECT max(x.run) FROM cutover._compare_result x WHERE x.table_id = b.table_id AND x.complete))) AS capped,
+			AND r.run = (SELECT max(x.run) FROM cutover._compare_result x
+				WHERE x.table_id = b.table_id AND x.complete AND x.method <> 'known'))) AS capped,
 		count(*) FILTER (WHERE b.last_compared_at IS NULL) AS never,
 		CASE WHEN count(b.last_compared_at) = count(*) THEN extract(epoch FROM clock_timestamp() - min(b.last_compared_at)) END AS age
 	FROM cutover._table b WHERE b.target_id = s.target_id) d

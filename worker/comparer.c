@@ -168,7 +168,9 @@ comparer_plan(Comparer *c, CompareTurn *turn)
 	cutover_local_run("DELETE FROM cutover._compare_chunk WHERE run = $1 AND table_id = $2 AND method = $3", 3, types, args, NULL);
 	cutover_compare_commit();
 	cutover_compare_plan_one(c, turn->method, "keys", NULL, NULL);
-	if (strcmp(turn->method, "full") == 0)
+	if (strcmp(turn->method, "known") == 0)
+		;						/* nothing else */
+	else if (strcmp(turn->method, "full") == 0)
 		cutover_compare_plan_full(c, turn->method);
 	else if (strcmp(turn->method, "changes") == 0)
 		cutover_compare_plan_one(c, turn->method, "queue", NULL, NULL);

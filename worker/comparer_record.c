@@ -338,9 +338,12 @@ cutover_compare_close(Comparer *c, CompareCandidate **equal, int n)
 			keys[i] = equal[i]->json ? equal[i]->json : record_key_json(t, equal[i]->key);
 		}
 		args[1] = CStringGetTextDatum(cutover_compare_array(keys, n));
-		cutover_local_run("DELETE FROM cutover._divergence d USING pg_catalog.unnest($2::text[]) k WHERE d.table_id = $1"
-						  " AND jsonb_hash_extended(d.key, 0) = jsonb_hash_extended(k::jsonb, 0)"
-						  " AND jsonb_hash_extended(d.key, 1) = jsonb_hash_extended(k::jsonb, 1)", 2, types, args, NULL);
+		/* key by key, through the index: where there are many and statistics know of few, all would be compared with all */
+		cutover_local_run("DELETE FROM cutover._divergence d WHERE d.divergence_id IN (SELECT x.divergence_id"
+						  " FROM (SELECT jsonb_hash_extended(n::jsonb, 0) AS h0, jsonb_hash_extended(n::jsonb, 1) AS h1"
+						  "  FROM pg_catalog.unnest($2::text[]) n OFFSET 0) k CROSS JOIN LATERAL (SELECT o.divergence_id"
+						  "  FROM cutover._divergence o WHERE o.table_id = $1 AND jsonb_hash_extended(o.key, 0) = k.h0"
+						  "  AND jsonb_hash_extended(o.key, 1) = k.h1 OFFSET 0) x)", 2, types, args, NULL);
 	}
 	cutover_compare_commit();
 }
