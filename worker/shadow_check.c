@@ -18,6 +18,7 @@
 #include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
 #include "nodes/nodeFuncs.h"
 #include "optimizer/optimizer.h"
 #include "utils/array.h"
@@ -67,8 +68,13 @@ check_load_table(CheckContext *context, Oid relid)
 	Oid			types[2] = {OIDOID, INT4OID};
 	Datum		values[2] = {ObjectIdGetDatum(relid), Int32GetDatum(context->target_id)};
 	CheckTable *table = NULL;
+	Oid			userid;
+	int			security;
 	bool		isnull;
 
+	/* the statement is read as the client's role, which may not look at our tables */
+	GetUserIdAndSecContext(&userid, &security);
+	SetUserIdAndSecContext(GetSessionUserId(), security);
 	SPI_connect();
 	if (SPI_execute_with_args("SELECT b.phase = 'synced',"
 							  " ARRAY(SELECT a.attnum FROM cutover._shadow_exclude e JOIN pg_attribute a ON a.attrelid = b.old_table"
@@ -92,6 +98,7 @@ check_load_table(CheckContext *context, Oid relid)
 		MemoryContextSwitchTo(old);
 	}
 	SPI_finish();
+	SetUserIdAndSecContext(userid, security);
 	return table;
 }
 

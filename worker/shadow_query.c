@@ -432,13 +432,17 @@ cutover_shadow_query_find(const CutoverShadowEntry *entry)
 	}
 	PG_CATCH();
 	{
+		ErrorData  *error;
+
 		/* dropped tables, roles, ... since then: nothing that anybody has to mend */
 		MemoryContextSwitchTo(caller);
+		error = CopyErrorData();
 		FlushErrorState();
 		AbortOutOfAnyTransaction();
 		q->skip = CUTOVER_SHADOW_NOT_READ_AGAIN;
 		if (ProcDiePending)
 			proc_exit(1);
+		ereport(DEBUG1, (errmsg_internal("could not read a statement again: %s", error->message)));
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(caller);
