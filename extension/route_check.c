@@ -142,7 +142,8 @@ check_relation(RangeTblEntry *rte, CheckContext *cxt)
 static bool
 check_rte(RangeTblEntry *rte, CheckContext *cxt)
 {
-	if (rte->securityQuals != NIL)
+	/* what a view with a barrier hides could show in new's error messages */
+	if (rte->securityQuals != NIL || rte->security_barrier)
 		return check_refuse(cxt, CUTOVER_WHY(ROW_SECURITY), NULL);
 	switch (rte->rtekind)
 	{

@@ -15,6 +15,7 @@
 #include "access/transam.h"
 #include "catalog/pg_type.h"
 #include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
 #include "optimizer/optimizer.h"
@@ -309,6 +310,39 @@ deparse_kind(Oid type)
 }
 
 /*
+ * Do the functions that make and read binary forms convert text to and from the
+ * client's encoding?  They are made for talking to the client, not to new.
+ */
+static bool
+deparse_converts(void)
+{
+	return pg_get_client_encoding() != GetDatabaseEncoding();
+}
+
+/*
+ * Types whose binary form has no text in it.
+ */
+static bool
+deparse_without_text(Oid type)
+{
+	switch (type)
+	{
+		case FLOAT4OID:
+		case OIDOID:
+		case BYTEAOID:
+		case NUMERICOID:
+		case UUIDOID:
+		case INTERVALOID:
+		case TIMETZOID:
+		case INETOID:
+		case CIDROID:
+			return true;
+		default:
+			return deparse_kind(type) != ROUTE_OTHER;
+	}
+}
+
+/*
  * Can values of this type travel in binary form, so that both sides mean the same?
  */
 static bool
@@ -318,6 +352,8 @@ deparse_binary(Oid type)
 	Form_pg_type form;
 	bool		result;
 
+	if (deparse_converts() && !deparse_without_text(type))
+		return false;
 	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(type));
 	if (!HeapTupleIsValid(tuple))
 		return false;
@@ -467,6 +503,7 @@ cutover_route_translate(int64 id, Query *query, bool whole_row)
 	RoutePlan  *plan;
 	bool		found;
 	uint64		now = cutover_route_generation();
+	static int64 asides = 0;
 
 	if (plans == NULL)
 	{
@@ -476,20 +513,23 @@ cutover_route_translate(int64 id, Query *query, bool whole_row)
 		dlist_init(&lru);
 	}
 	plan = hash_search(plans, &id, HASH_FIND, NULL);
-	if (plan && plan->statement && (plan->generation == now || plan->users > 0))
+	if (plan && plan->statement && plan->converting == deparse_converts() && plan->generation == now)
 	{
 		if (dlist_head_node(&lru) != &plan->lru)
 			dlist_move_head(&lru, &plan->lru);
 		plan->users++;
 		return plan;
 	}
-	if (plan)
+	if (plan && plan->users > 0)
+		id = --asides;			/* a cursor still has the old one */
+	else if (plan)
 		deparse_drop(plan);
 	deparse_evict();
 	plan = hash_search(plans, &id, HASH_ENTER, &found);
 	memset((char *) plan + sizeof(plan->id), 0, sizeof(*plan) - sizeof(plan->id));
 	dlist_push_head(&lru, &plan->lru);
 	plan->generation = now;
+	plan->converting = deparse_converts();
 	plan->cxt = AllocSetContextCreate(TopMemoryContext, "cutover plan", ALLOCSET_SMALL_SIZES);
 	deparse_fill(plan, query, whole_row);
 	plan->users = 1;

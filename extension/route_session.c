@@ -8,19 +8,25 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgtime.h"
+#include "tsearch/ts_cache.h"
 #include "utils/builtins.h"
+#include "utils/bytea.h"
+#include "utils/float.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/pg_locale.h"
 #include "utils/snapmgr.h"
+#include "utils/xml.h"
 
 #include "route_remote.h"
 
 /* Settings that stable built-in functions depend on, apart from those that only matter for words. */
 static const char *const session_settings[] = {
 	"TimeZone", "DateStyle", "IntervalStyle", "extra_float_digits", "bytea_output", "lc_monetary", "lc_numeric",
-	"lc_time", "default_text_search_config", "xmlbinary", "xmloption", "timezone_abbreviations"
+	"lc_time", "default_text_search_config", "xmlbinary", "xmloption"
 };
+
+static uint64 settings_changes = 1; /* counts them */
 
 /* How a database orders text: provider, locale, classes, version of the library, encoding. */
 #define COLLATION_SQL \
@@ -56,6 +62,43 @@ session_run(RouteSession *session, const char *sql, TimestampTz deadline, char *
 }
 
 /*
+ * Have the settings changed since this was last asked?  Only their variables are
+ * looked at: asking for them all by name takes longer than a short query.
+ */
+static bool
+session_settings_changed(void)
+{
+	static struct
+	{
+		int			numbers[7];
+		const void *zone;
+		char		texts[4][NAMEDATALEN];
+	}			last,
+				now;
+	const char *texts[4];
+
+	memset(&now, 0, sizeof(now));
+	now.numbers[0] = DateStyle;
+	now.numbers[1] = DateOrder;
+	now.numbers[2] = IntervalStyle;
+	now.numbers[3] = extra_float_digits;
+	now.numbers[4] = bytea_output;
+	now.numbers[5] = xmlbinary;
+	now.numbers[6] = xmloption;
+	now.zone = session_timezone;
+	texts[0] = locale_monetary;
+	texts[1] = locale_numeric;
+	texts[2] = locale_time;
+	texts[3] = TSCurrentConfig;
+	for (int i = 0; i < 4; i++)
+		strlcpy(now.texts[i], texts[i] ? texts[i] : "", NAMEDATALEN);
+	if (memcmp(&last, &now, sizeof(now)) == 0)
+		return false;
+	last = now;
+	return true;
+}
+
+/*
  * The settings in one statement, as they are now.
  */
 static char *
@@ -79,8 +122,14 @@ session_settings_sql(void)
 bool
 cutover_route_send_settings(RouteSession *session, TimestampTz deadline)
 {
-	char	   *sql = session_settings_sql();
+	char	   *sql;
 
+	if (session_settings_changed())
+		settings_changes++;
+	if (session->settings && session->settings_changes == settings_changes)
+		return !session->settings_refused;
+	session->settings_changes = settings_changes;
+	sql = session_settings_sql();
 	if (session->settings && strcmp(session->settings, sql) == 0)
 	{
 		pfree(sql);

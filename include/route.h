@@ -86,6 +86,7 @@ typedef struct RoutePlan
 	int64		id;				/* hash key */
 	uint64		generation;		/* of the configuration that it was made for */
 	int			users;			/* scans that have it now */
+	bool		converting;		/* functions for binary forms convert text for the client */
 	MemoryContext cxt;
 	RouteStatement *statement;
 	int			nparams;		/* of new's statement */

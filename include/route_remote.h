@@ -25,6 +25,7 @@ typedef struct RouteSession
 	struct RouteStream *stream;	/* whose query is under way */
 	int			collation;		/* text is ordered there as here: -1 = not asked yet */
 	char	   *settings;		/* those of this session that new was given; NULL = ours */
+	uint64		settings_changes;	/* how often they had changed here by then */
 	bool		settings_refused;	/* new has not got some of them */
 	dlist_head	prepared;
 	int			nprepared;

@@ -68,6 +68,7 @@ CREATE TABLE stays (id int PRIMARY KEY, v text);
 INSERT INTO stays VALUES (1, 'only here');
 CREATE TRIGGER fill BEFORE INSERT ON stays FOR EACH ROW WHEN (NEW.v IS NULL) EXECUTE FUNCTION mark_trigger();
 CREATE VIEW item_view AS SELECT i.id, i.name, g.title FROM item i JOIN grp g ON g.id = i.grp;
+CREATE VIEW barrier WITH (security_barrier) AS SELECT id FROM item WHERE id < 4;
 CREATE VIEW item_sum AS SELECT title, count(*) AS n FROM item_view GROUP BY title;
 CREATE FUNCTION own(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT $1 + 1';
 CREATE FUNCTION own_plpgsql(int) RETURNS text LANGUAGE plpgsql STABLE AS $$BEGIN RETURN (SELECT name FROM item WHERE id = $1); END$$;
@@ -174,6 +175,8 @@ my @cases = (
 	[ new => q{SET IntervalStyle = 'iso_8601'; SELECT dur::text, concat(dur, ' ', day), format('%s|%s', at, dur) FROM item WHERE id < 4 ORDER BY id} ],
 	[ new => q{SET extra_float_digits = 0; SELECT ratio::text, real4::text, json_build_object('r', ratio), ratio FROM item WHERE id < 9 ORDER BY id} ],
 	[ new => q{SET bytea_output = 'escape'; SELECT data::text, data FROM item WHERE id < 4 ORDER BY id} ],
+	[ new => q{SET client_encoding = latin1; SELECT tags, moods, doc, note, name, 'é', ARRAY['é'], 'ü' = ANY (ARRAY['ü', name]), jsonb_build_object('ß', 'é') FROM item WHERE id = 3} ],
+	[ new => 'PREPARE enc(text[], jsonb) AS SELECT $1, $2, tags FROM item WHERE id = 4; EXECUTE enc(ARRAY[$$é$$], $${"ä": "ö"}$$); SET client_encoding = utf8; EXECUTE enc(ARRAY[$$é$$], $${"ä": "ö"}$$); SET client_encoding = latin1; EXECUTE enc(ARRAY[$$x$$], $${}$$); RESET client_encoding' ],
 	[ new => 'RESET ALL; SET cutover.read_from = :side; SELECT at::text, dur::text FROM item WHERE id = 3' ],
 
 	# folded on old
@@ -223,6 +226,7 @@ my @cases = (
 	[ old => 'mapping', 'SELECT * FROM filtered ORDER BY id' ],
 
 	# stays on old
+	[ old => 'row_security', 'SELECT id FROM barrier WHERE 1 / (id - 4) < 5 ORDER BY id' ],
 	[ old => 'row_lock', 'SELECT id FROM item WHERE id = 1 FOR UPDATE' ],
 	[ old => 'row_lock', 'SELECT id FROM (SELECT id FROM item WHERE id = 1 FOR SHARE) x' ],
 	[ old => 'function', 'SELECT id, random() < 2 FROM item WHERE id = 1' ],
