@@ -41,6 +41,7 @@ OBJS = \
 	extension/remote.o \
 	extension/route.o \
 	extension/route_check.o \
+	extension/route_connect.o \
 	extension/route_deparse.o \
 	extension/route_fold.o \
 	extension/route_function.o \

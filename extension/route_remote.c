@@ -1,183 +1,21 @@
 /*
  * route_remote.c - queries on the connection that a session keeps to new.
  *
- * One connection for each target, made at first need and closed with the
- * session.  Rows are taken as they come; if another query needs the
- * connection, what is left of the present one is read into a tuple store
- * first.  Under REPEATABLE READ a transaction on new goes with the local one.
- * Nothing is sent that new was not told to forget: when a local transaction
- * ends in the middle of a query, the connection is given up, since new may
- * be unable to answer.
+ * Rows are taken as they come; if another query needs the connection, what is
+ * left of the present one is read into a tuple store first.  Under REPEATABLE
+ * READ a transaction on new goes with the local one.
  */
 #include "postgres.h"
 
-#include "access/genam.h"
-#include "access/htup_details.h"
-#include "access/table.h"
 #include "access/xact.h"
-#include "catalog/indexing.h"
-#include "catalog/pg_extension.h"
-#include "commands/extension.h"
 #include "miscadmin.h"
-#include "utils/fmgroids.h"
-#include "utils/guc.h"
-#include "utils/hsearch.h"
-#include "utils/inval.h"
 #include "utils/memutils.h"
-#include "utils/rel.h"
-#include "utils/syscache.h"
-#include "utils/timeout.h"
 
 #include "guc.h"
 #include "route_remote.h"
 
 /* Statements that are kept prepared on a connection. */
 #define ROUTE_MAX_PREPARED 128
-
-static HTAB *sessions = NULL;
-static uint64 connections = 0;	/* numbers them */
-
-/*
- * New's error that no local plan could answer for: what was read there is gone.
- */
-CUTOVER_NORETURN static void
-remote_raise_snapshot_lost(void)
-{
-	ereport(ERROR,
-			errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-			errmsg("could not read on from new in the same snapshot"),
-			errdetail("This transaction has read from new, and the connection with its snapshot was lost."),
-			errhint("Repeat the transaction."));
-	pg_unreachable();
-}
-
-/*
- * Visitor: the foreign server of a target.
- */
-static bool
-remote_visit_target(Relation rel, HeapTuple tuple, void *arg)
-{
-	bool		isnull;
-
-	*(char **) arg = pstrdup(NameStr(*DatumGetName(cutover_tracked_attr(tuple, RelationGetDescr(rel), "server", &isnull))));
-	return false;
-}
-
-/*
- * Whose address and password are stored for the target: the extension's owner's.
- */
-static Oid
-remote_owner(void)
-{
-	Relation	rel = table_open(ExtensionRelationId, AccessShareLock);
-	ScanKeyData key;
-	SysScanDesc scan;
-	HeapTuple	tuple;
-	Oid			owner = InvalidOid;
-
-	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ, CStringGetDatum("cutover"));
-	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
-	tuple = systable_getnext(scan);
-	if (HeapTupleIsValid(tuple))
-		owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
-	systable_endscan(scan);
-	table_close(rel, AccessShareLock);
-	return owner;
-}
-
-/*
- * How long new may take until its first row, in ms; 0 = for ever.  A statement
- * that has a limit of its own must leave old the time to answer.
- */
-static int
-remote_limit(void)
-{
-	int			limit = cutover_guc_read_timeout;
-
-	if (StatementTimeout > 0 && (limit == 0 || limit > StatementTimeout / 2))
-		limit = Max(StatementTimeout / 2, 1);
-	return limit;
-}
-
-/*
- * What is prepared on a connection is gone with it.
- */
-static void
-remote_forget_prepared(RouteSession *session)
-{
-	while (!dlist_is_empty(&session->prepared))
-	{
-		RouteStatement *statement = dlist_container(RouteStatement, lru, dlist_pop_head_node(&session->prepared));
-
-		statement->prepared_on = 0;
-	}
-	session->nprepared = 0;
-}
-
-/*
- * Close the connection of a session.
- */
-void
-cutover_route_disconnect(RouteSession *session)
-{
-	CutoverEndpoint *ep = session->ep;
-
-	if (session->in_xact)
-		session->xact_failed = true;
-	if (session->stream)
-		session->stream->open = false;
-	session->stream = NULL;
-	session->ep = NULL;
-	remote_forget_prepared(session);
-	cutover_endpoint_abandon(ep);
-}
-
-/*
- * The session of a target, connected.
- */
-RouteSession *
-cutover_route_session(int32 target_id)
-{
-	bool		found;
-	RouteSession *session;
-	char	   *server = NULL;
-
-	if (sessions == NULL)
-	{
-		HASHCTL		ctl = {.keysize = sizeof(int32), .entrysize = sizeof(RouteSession)};
-
-		sessions = hash_create("cutover sessions", 4, &ctl, HASH_ELEM | HASH_BLOBS);
-	}
-	session = hash_search(sessions, &target_id, HASH_ENTER, &found);
-	if (!found)
-	{
-		memset((char *) session + sizeof(int32), 0, sizeof(*session) - sizeof(int32));
-		dlist_init(&session->prepared);
-	}
-	if (session->xact_failed)
-		remote_raise_snapshot_lost();
-	if (session->ep && !session->in_xact && session->stream == NULL &&
-		(session->stale || !cutover_endpoint_is_usable(session->ep)))
-		cutover_route_disconnect(session);
-	if (session->ep)
-		return session;
-	cutover_tracked_scan("_target", "_target_pkey", "target_id", INT4OID, Int32GetDatum(target_id),
-						 remote_visit_target, &server);
-	if (server == NULL)
-		ereport(ERROR,
-				errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
-				errmsg("there is no target with number %d", target_id));
-	session->stale = false;
-	session->ep = cutover_endpoint_connect_as(server, "cutover reads", remote_owner(), remote_limit());
-	session->number = ++connections;
-	session->fresh = true;
-	session->collation = -1;
-	if (session->settings)
-		pfree(session->settings);
-	session->settings = NULL;
-	session->settings_refused = false;
-	return session;
-}
 
 /*
  * The stream's memory goes away: with its statement, or with the transaction.
@@ -445,7 +283,7 @@ static RouteStart
 remote_attempt(RouteStream *stream, bool collation, bool settings, const Datum *values, const bool *nulls)
 {
 	RouteSession *session = stream->session;
-	int			limit = remote_limit();
+	int			limit = cutover_route_limit();
 	TimestampTz deadline = limit > 0 ? TimestampTzPlusMilliseconds(GetCurrentTimestamp(), limit) : 0;
 	RouteStart	ready = remote_make_ready(stream, collation, settings, deadline);
 	CutoverAnswer answer;
@@ -638,78 +476,4 @@ cutover_route_stop(RouteStream *stream)
 	}
 	stream->at_end = true;
 	stream->row = stream->nrows = 0;
-}
-
-/*
- * The local transaction has ended: so does new's.  Must not raise.
- */
-static void
-remote_xact_callback(XactEvent event, void *arg)
-{
-	HASH_SEQ_STATUS seq;
-	RouteSession *session;
-	bool		committed = event == XACT_EVENT_COMMIT || event == XACT_EVENT_PREPARE;
-
-	if (sessions == NULL || (!committed && event != XACT_EVENT_ABORT))
-		return;
-	hash_seq_init(&seq, sessions);
-	while ((session = hash_seq_search(&seq)) != NULL)
-	{
-		/* a query in the middle, or nobody can say where: new may not even answer */
-		if (session->ep && (session->stream || !cutover_endpoint_is_quiet(session->ep)))
-			cutover_route_disconnect(session);
-		else if (session->in_xact && session->ep)
-			cutover_endpoint_send_off(session->ep, committed ? "COMMIT" : "ROLLBACK");
-		if (session->in_xact && !committed && session->settings)
-		{
-			pfree(session->settings);	/* those set in it are rolled back, too */
-			session->settings = NULL;
-		}
-		session->in_xact = session->xact_failed = false;
-	}
-}
-
-/*
- * Part of the local transaction was rolled back: a query that it was waiting for is of no use.
- */
-static void
-remote_subxact_callback(SubXactEvent event, SubTransactionId id, SubTransactionId parent, void *arg)
-{
-	HASH_SEQ_STATUS seq;
-	RouteSession *session;
-
-	if (sessions == NULL || event != SUBXACT_EVENT_ABORT_SUB)
-		return;
-	hash_seq_init(&seq, sessions);
-	while ((session = hash_seq_search(&seq)) != NULL)
-		if (session->ep && session->stream == NULL && !cutover_endpoint_is_quiet(session->ep))
-			cutover_route_disconnect(session);
-}
-
-/*
- * A server or a mapping has changed.
- */
-static void
-remote_address_callback(Datum arg, int cacheid, uint32 hashvalue)
-{
-	HASH_SEQ_STATUS seq;
-	RouteSession *session;
-
-	if (sessions == NULL)
-		return;
-	hash_seq_init(&seq, sessions);
-	while ((session = hash_seq_search(&seq)) != NULL)
-		session->stale = true;
-}
-
-/*
- * Set up.
- */
-void
-cutover_route_init_remote(void)
-{
-	RegisterXactCallback(remote_xact_callback, NULL);
-	RegisterSubXactCallback(remote_subxact_callback, NULL);
-	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, remote_address_callback, (Datum) 0);
-	CacheRegisterSyscacheCallback(USERMAPPINGUSERSERVER, remote_address_callback, (Datum) 0);
 }

@@ -60,7 +60,17 @@ typedef struct RouteStream
 	bool	   *nulls;
 } RouteStream;
 
+/* route_connect.c */
 extern void cutover_route_init_remote(void);
+
+/* The connection to a target, made if need be; raises 08001. */
+extern RouteSession *cutover_route_session(int32 target_id);
+extern void cutover_route_disconnect(RouteSession *session);
+
+/* How long new may take until its first row, in ms; 0 = for ever. */
+extern int	cutover_route_limit(void);
+
+/* route_remote.c */
 
 /* A stream, filled with zeros, gets its plan; it lets go of plan and connection when its memory goes. */
 extern void cutover_route_attach(RouteStream *stream, RoutePlan *plan);
@@ -76,12 +86,8 @@ CUTOVER_NORETURN extern void cutover_route_raise(RouteStream *stream);
 extern bool cutover_route_fetch(RouteStream *stream, TupleTableSlot *slot);
 extern void cutover_route_stop(RouteStream *stream);
 
-/* The connection to a target, made if need be; raises 08001. */
-extern RouteSession *cutover_route_session(int32 target_id);
-
 /* Let nobody's query be under way on it: what is left of one is read ahead. */
 extern void cutover_route_free_connection(RouteSession *session);
-extern void cutover_route_disconnect(RouteSession *session);
 
 /* route_session.c: what new is told of this session */
 extern bool cutover_route_send_settings(RouteSession *session, TimestampTz deadline);
