@@ -145,6 +145,21 @@ like($frozen_error->{sqlstate}, qr/^(55P03|08006|08001)$/, 'new does not answer'
 is($old->safe_psql('postgres', 'UPDATE account SET balance = 6 WHERE id = 6 RETURNING balance'), '6', 'old goes on');
 cutover_thaw(@frozen);
 
+# ---- the gate is closed, and the other side does not come to the end: it is opened again
+
+cutover_poll('new is there again', sub { my ($rc) = $old->psql('postgres', q{SELECT cutover_wait('1 s')}); $rc == 0 }, node => $old);
+$run = begin_switch('closed', q{, timeout => '2 s'});
+cutover_signal_worker($old, '^cutover replicator$', 'STOP');
+stop_at('');
+$waiter = IPC::Run::start([ 'psql', '-XqAt', '-d', $old->connstr('postgres'),
+	'-c', q{UPDATE account SET balance = 7 WHERE id = 7 RETURNING 'written'} ], '<', \undef, '>', \$waiter_out, '2>', \$waiter_err);
+$waiter->finish;
+is($waiter_out, "written\n", 'a writer goes on when the other side does not follow') or diag($waiter_err);
+$run->finish;
+cutover_signal_worker($old, '^cutover replicator$', 'CONT');
+is($old->safe_psql('postgres', 'SELECT mode, switch_state IS NULL FROM cutover._target'), 'old_only|t', 'nothing has changed');
+like($old->safe_psql('postgres', q{SELECT detail->>'reason' FROM cutover.event WHERE kind = 'switch_undone' ORDER BY event_id DESC LIMIT 1}), qr/gave up/, 'an event tells');
+
 # ---- a pool of connections is paused around the switch
 
 my $pooler = $old->background_psql('postgres', on_error_stop => 0);
@@ -158,9 +173,12 @@ cutover_poll('the switch waits for it', sub { $switch_epoch = $old->safe_psql('p
 	q{SELECT (e.detail->>'epoch')::int FROM cutover.event e, cutover._target t WHERE kind = 'switch_begin' AND t.switch_state = 'preparing'
 	AND e.at > (SELECT max(u.at) FROM cutover.event u WHERE u.kind = 'switch_undone') ORDER BY e.event_id DESC LIMIT 1}) }, node => $old);
 cutover_error_is($old, "SELECT cutover_confirm_pause('nobody', $switch_epoch)", '42704', 'who is not registered has nothing to confirm');
-$pooler->query_safe("SELECT cutover_confirm_pause('pgbouncer', $switch_epoch)");
+my $notified = $pooler->query_safe("SELECT cutover_confirm_pause('pgbouncer', $switch_epoch)");
 $run->finish;
 is($pooled, "new_only\n", 'it has confirmed: the switch is made') or diag($err);
+$notified .= $pooler->query('SELECT 1');
+like($notified, qr/"kind": "switch_begin".*"epoch": $switch_epoch/, 'everybody who listens is told that a switch begins');
+like($notified, qr/"kind": "set_mode".*"to_mode": "new_only"/, 'and that it was made');
 $pooler->quit;
 is($old->safe_psql('postgres', q{SELECT to_mode FROM cutover_set_mode('old_only', force => true)}), 'old_only', 'nobody waits for a listener that is gone');
 
