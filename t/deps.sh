@@ -4,7 +4,7 @@
 set -eu
 
 packages=(make gcc libc6-dev libdbd-pg-perl libipc-run-perl libpostgresql-jdbc-java libpq-dev libzstd-dev perl
-	pgbouncer postgresql-15 postgresql-server-dev-15)
+	pgbouncer postgresql-15 postgresql-server-dev-15 spin)
 
 missing=()
 for p in "${packages[@]}"; do

@@ -15,7 +15,7 @@ pgtest=$(dirname "$(dirname "$(dirname "$pgxs")")")/src/test
 bindir=${CUTOVER_PREFIX:-}$("$PG_CONFIG" --bindir)
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/cutover-test.XXXXXX") || exit 1
-cp -R sql expected t demo "$work/" || exit 1
+cp -R sql expected t demo docs "$work/" || exit 1
 mkdir -p "$work/home" "${CUTOVER_CACHE:=$PWD/.cache}"
 as=()
 if [ "$(id -u)" = 0 ]; then
