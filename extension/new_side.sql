@@ -29,7 +29,8 @@ CREATE TABLE cutover.progress (
 	done_lsn pg_lsn,
 	done_xid bigint,
 	applied_at timestamptz,
-	instance text				-- of old: who may write progress
+	instance text,				-- of old: who may write progress
+	window_name text			-- of the marker on old, see there
 );
 CREATE TABLE cutover.chunk (
 	table_id int NOT NULL,

@@ -263,7 +263,7 @@ BEGIN
 	v_s0 := pg_current_snapshot();
 	INSERT INTO cutover._marker (target_id, direction, k, snapshot, acked_snapshot, taken_at)
 	VALUES (_do_start.target_id, 'forward', 0, v_s0, v_s0, clock_timestamp())
-	ON CONFLICT ON CONSTRAINT _marker_pkey DO UPDATE SET k = 0, snapshot = v_s0, acked_snapshot = v_s0, taken_at = clock_timestamp();
+	ON CONFLICT ON CONSTRAINT _marker_pkey DO UPDATE SET k = 0, snapshot = v_s0, acked_snapshot = v_s0, taken_at = clock_timestamp(), name = NULL;
 	PERFORM cutover._remote(v_target.server, 'DELETE FROM cutover.progress WHERE direction = ''forward''');
 	PERFORM cutover._remote(v_target.server, 'INSERT INTO cutover.progress (direction, k, snapshot, applied_at)
 		VALUES (''forward'', 0, $1, pg_catalog.now())', v_s0::text);

@@ -142,6 +142,7 @@ CREATE TABLE cutover._marker (
 	snapshot pg_snapshot NOT NULL,				-- S(k)
 	acked_snapshot pg_snapshot NOT NULL,		-- S(k-1): new has all of it
 	taken_at timestamptz NOT NULL,
+	name text,									-- drawn at random: a copy of old has windows with the same k, and maybe the same snapshot
 	PRIMARY KEY (target_id, direction)
 ) WITH (fillfactor = 20, autovacuum_vacuum_threshold = 1000);
 

@@ -27,6 +27,7 @@ typedef struct CutoverSession
 	char	   *migration_id;
 	CutoverEndpoint *ep;		/* NULL = not connected */
 	CutoverProgress progress;	/* what new has confirmed */
+	char		window_name[2 * 16 + 1];	/* of the last marker; empty before the first */
 	XLogRecPtr	marker_lsn;		/* of a marker that is committed and not flushed yet; 0 = none */
 	TimestampTz lease_renewed;
 	char		token[128];		/* names this connection in new's progress */

@@ -99,7 +99,7 @@ session_read_progress(CutoverSession *session)
 			 cutover_shmem_instance(), MyProcPid, GetCurrentTimestamp());
 	rows = cutover_endpoint_exec_params(session->ep,
 										"UPDATE cutover.progress SET instance = $1 WHERE direction = 'forward'"
-										" RETURNING k, snapshot, window_snapshot, done_lsn, done_xid", 1, args);
+										" RETURNING k, snapshot, window_snapshot, done_lsn, done_xid, window_name", 1, args);
 	if (rows->nrows != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -114,6 +114,7 @@ session_read_progress(CutoverSession *session)
 		progress.done_lsn = DatumGetLSN(DirectFunctionCall1(pg_lsn_in, CStringGetDatum(CUTOVER_CELL(rows, 0, 3))));
 		progress.done_xid = pg_strtoint64(CUTOVER_CELL(rows, 0, 4));
 	}
+	strlcpy(session->window_name, CUTOVER_CELL(rows, 0, 5) ? CUTOVER_CELL(rows, 0, 5) : "", sizeof(session->window_name));
 	cutover_session_confirm(session, &progress);
 }
 
@@ -186,8 +187,8 @@ cutover_session_queue_progress(CutoverSession *session, const CutoverProgress *p
 	char		k[24];
 	char		lsn[24];
 	char		xid[24];
-	CutoverParam params[6] = {{k}, {progress->snapshot}, {progress->window_snapshot}, {NULL}, {NULL},
-	{session->token}};
+	CutoverParam params[7] = {{k}, {progress->snapshot}, {progress->window_snapshot}, {NULL}, {NULL},
+	{session->token}, {session->window_name}};
 
 	snprintf(k, sizeof(k), INT64_FORMAT, progress->k);
 	if (progress->window_snapshot != NULL)
@@ -199,11 +200,11 @@ cutover_session_queue_progress(CutoverSession *session, const CutoverProgress *p
 	}
 	cutover_endpoint_queue(session->ep,
 						   "WITH u AS (UPDATE cutover.progress SET k = $1::bigint, snapshot = $2::text,"
-						   " window_snapshot = $3::text, done_lsn = $4::pg_lsn, done_xid = $5::bigint,"
+						   " window_snapshot = $3::text, done_lsn = $4::pg_lsn, done_xid = $5::bigint, window_name = $7::text,"
 						   " applied_at = pg_catalog.clock_timestamp()"
 						   " WHERE direction = 'forward' AND instance = $6::text RETURNING 1)"
 						   " SELECT 1 / count(*) AS lease FROM u",
-						   6, params, false);
+						   7, params, false);
 }
 
 /*
@@ -227,19 +228,29 @@ void
 cutover_session_mark(CutoverSession *session, int64 k, const char *snapshot)
 {
 	static SPIPlanPtr plan = NULL;
-	Datum		args[4] = {Int32GetDatum(session->target_id), Int64GetDatum(k),
+	Datum		args[5] = {Int32GetDatum(session->target_id), Int64GetDatum(k),
 	CStringGetTextDatum(snapshot), CStringGetTextDatum(session->progress.snapshot)};
-	Oid			types[4] = {INT4OID, INT8OID, TEXTOID, TEXTOID};
+	Oid			types[5] = {INT4OID, INT8OID, TEXTOID, TEXTOID, TEXTOID};
+	char		random[16];
+
+	if (!pg_strong_random(random, sizeof(random)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not draw a random number"),
+				 errdetail("Each window has a name of its own."),
+				 errhint("The replicator tries again.")));
+	session->window_name[hex_encode(random, sizeof(random), session->window_name)] = '\0';
+	args[4] = CStringGetTextDatum(session->window_name);
 
 	if (SyncRepStandbyNames == NULL || SyncRepStandbyNames[0] == '\0')
 		(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
 								 GUC_ACTION_LOCAL, true, 0, false);
 	SPI_connect();
-	if (cutover_local_run_kept(&plan, "INSERT INTO cutover._marker AS m (target_id, direction, k, snapshot, acked_snapshot, taken_at)"
-							  " VALUES ($1, 'forward', $2, $3::pg_snapshot, $4::pg_snapshot, pg_catalog.clock_timestamp())"
+	if (cutover_local_run_kept(&plan, "INSERT INTO cutover._marker AS m (target_id, direction, k, snapshot, acked_snapshot, taken_at, name)"
+							  " VALUES ($1, 'forward', $2, $3::pg_snapshot, $4::pg_snapshot, pg_catalog.clock_timestamp(), $5)"
 							  " ON CONFLICT (target_id, direction) DO UPDATE SET k = EXCLUDED.k, snapshot = EXCLUDED.snapshot,"
-							  " acked_snapshot = EXCLUDED.acked_snapshot, taken_at = EXCLUDED.taken_at",
-							   4, types, args, false, 0) != SPI_OK_INSERT)
+							  " acked_snapshot = EXCLUDED.acked_snapshot, taken_at = EXCLUDED.taken_at, name = EXCLUDED.name",
+							   5, types, args, false, 0) != SPI_OK_INSERT)
 		elog(ERROR, "could not write the marker");
 	SPI_finish();
 }
@@ -277,10 +288,11 @@ session_disagrees(CutoverSession *session, const char **why, int64 *last_k)
 	int64		k = 0;
 	int64		truncated_k = 0;
 	char	   *snapshot = NULL;
+	char	   *name = NULL;
 
 	*why = NULL;
 	SPI_connect();
-	if (SPI_execute_with_args("SELECT m.k, m.snapshot::text, coalesce(r.truncated_k, 0) FROM cutover._marker m"
+	if (SPI_execute_with_args("SELECT m.k, m.snapshot::text, coalesce(r.truncated_k, 0), coalesce(m.name, '') FROM cutover._marker m"
 							  " LEFT JOIN cutover._rotation r USING (target_id)"
 							  " WHERE m.target_id = $1 AND m.direction = 'forward'",
 							  1, types, args, NULL, true, 1) != SPI_OK_SELECT)
@@ -290,10 +302,12 @@ session_disagrees(CutoverSession *session, const char **why, int64 *last_k)
 		k = pg_strtoint64(SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1));
 		snapshot = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 2);
 		truncated_k = pg_strtoint64(SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 3));
+		name = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 4);
 	}
 	if (snapshot == NULL || session->progress.k > k)
 		*why = "old lost transactions that new already has";
-	else if (session->progress.k == k && strcmp(snapshot, new_snapshot) != 0)
+	/* the text of a snapshot alone doesn't tell: a copy of old goes on with the same transaction ids */
+	else if (session->progress.k == k && (strcmp(snapshot, new_snapshot) != 0 || strcmp(name, session->window_name) != 0))
 		*why = "old went on differently after losing transactions that new already has";
 	else if (session->progress.k < truncated_k)
 		*why = "new lost more than the queue on old still holds";

@@ -71,6 +71,11 @@ byte commits[2];				/* transactions in an instance's log */
 #define NAME(i)	names + 1; names++
 #endif
 
+/* what was sent and has no consequences any more */
+#define FORGET(i) \
+	sent_k[i] = 0; sent_saw[i] = 0; sent_name[i] = 0; sent_from[i] = 0; \
+	sent_rows[i * WRITES] = 0; sent_rows[i * WRITES + 1] = 0; sent_rows[i * WRITES + 2] = 0
+
 /* how many transactions instance i has, and its last marker */
 #define SCAN(i) \
 	seen = 0; mk = 0; msaw = 0; mname = 0; n = 0; \
@@ -121,6 +126,7 @@ proctype Replicator(byte i)
 				holder = i; expired = false; token = i;
 #ifndef NO_TOKEN
 				sent[i] = false;	/* an earlier connection had another token */
+				FORGET(i);
 #endif
 				session[i] = true; ready[i] = false; marked[i] = false;
 				SCAN(i);		/* do old and new agree? */
@@ -142,7 +148,7 @@ proctype Replicator(byte i)
 						SEND(i, 0, msaw);
 						n = 0;
 						do
-						:: n < seen -> rows[n] = sent_rows[i * WRITES + n]; n++
+						:: n < seen -> rows[n] = sent_rows[i * WRITES + n]; sent_rows[i * WRITES + n] = 0; n++
 						:: else -> break
 						od;
 						n = 0; ready[i] = true;
@@ -194,7 +200,7 @@ proctype New()
 			sent[i] = false;
 #ifndef NO_TOKEN
 			if
-			:: token != i -> session[i] = false; goto again
+			:: token != i -> session[i] = false; FORGET(i); goto again
 			:: else
 			fi;
 #endif
@@ -204,7 +210,7 @@ proctype New()
 			fi;
 			n = sent_from[i];
 			do
-			:: n < sent_saw[i] -> rows[n] = sent_rows[i * WRITES + n]; n++
+			:: n < sent_saw[i] -> rows[n] = sent_rows[i * WRITES + n]; sent_rows[i * WRITES + n] = 0; n++
 			:: else -> break
 			od;
 			nrows = sent_saw[i]; n = 0;
@@ -213,7 +219,7 @@ proctype New()
 		atomic {
 #endif
 			new_k = sent_k[i]; new_saw = sent_saw[i]; new_name = sent_name[i];
-				sent_k[i] = 0; sent_saw[i] = 0; sent_name[i] = 0; sent_from[i] = 0;
+			FORGET(i);
 			if
 			/* the sender may have crashed, and lost nothing of what it has sent */
 			:: token == i && session[i] -> known_k[i] = new_k; known_saw[i] = new_saw; CHECK(i)
@@ -221,7 +227,7 @@ proctype New()
 			fi;
 			seen = 0
 		}
-again:	skip
+again:	i = 0
 	od
 }
 
@@ -230,8 +236,8 @@ proctype World()
 	byte i, to;
 
 	do
-	:: next < WRITES ->		/* a transaction commits; whether it is durable comes later */
-		atomic {
+	:: atomic {		/* a transaction commits; whether it is durable comes later */
+			next < WRITES ->
 			if
 			:: exists[0] -> i = 0
 			:: exists[1] -> i = 1
@@ -264,7 +270,8 @@ proctype World()
 			:: break
 			od;
 			old[i].flushed = old[i].size;
-			session[i] = false; ready[i] = false; marked[i] = false; i = 0
+			session[i] = false; ready[i] = false; marked[i] = false;
+			known_k[i] = 0; known_saw[i] = 0; i = 0
 		}
 	:: atomic {		/* a copy; with its rows, perhaps without its tail */
 			!copied -> copied = true;
@@ -283,7 +290,7 @@ proctype World()
 		}
 	:: atomic {		/* the original is gone, for a while or for good */
 			copied && gone == 0 -> gone = 1; exists[0] = false;
-			session[0] = false; ready[0] = false; marked[0] = false
+			session[0] = false; ready[0] = false; marked[0] = false; known_k[0] = 0; known_saw[0] = 0
 		}
 	:: atomic { gone == 1 -> gone = 2; exists[0] = true }
 	:: atomic { pauses < PAUSES && !expired -> pauses++; expired = true }
