@@ -182,6 +182,19 @@ $clone->safe_psql('postgres', "SELECT cutover_resync('$_')") for @tables;
 same($clone, 'copy that took over');
 is($new->safe_psql('postgres', 'SELECT string_agg(id::text, $$ $$ ORDER BY id) FROM item WHERE id > 2000000'), '3000001', 'copy: new is as the copy is');
 
+# ---- a window that both have, with the same number and snapshot, and that is another nevertheless
+
+$clone->safe_psql('postgres', 'SELECT cutover_pause()');
+is($clone->safe_psql('postgres', 'SELECT name FROM cutover._marker'), $new->safe_psql('postgres', 'SELECT window_name FROM cutover.progress'),
+	'both sides know the last window by its name');
+my $rewound = q{SELECT count(*) FROM cutover.event WHERE kind = 'rewound'};
+my $before = $clone->safe_psql('postgres', $rewound);
+$clone->safe_psql('postgres', q{UPDATE cutover._marker SET name = md5(name)});
+$clone->safe_psql('postgres', 'SELECT cutover_resume()');
+ok(cutover_poll('rewound', sub { $clone->safe_psql('postgres', $rewound) > $before }, node => $clone), 'the name tells them apart');
+$clone->safe_psql('postgres', "SELECT cutover_resync('$_')") for @tables;
+same($clone, 'after that');
+
 # ---- another cluster with these files (here: one that believes to be) waits to be adopted
 
 $clone->safe_psql('postgres', 'UPDATE cutover._target SET system_identifier = 1');
