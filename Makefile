@@ -121,6 +121,7 @@ OBJS = \
 	worker/shadow_stats.o \
 	worker/shadow_suspect.o \
 	worker/shadow_worker.o \
+	worker/settle.o \
 	worker/shmem.o \
 	worker/switcher.o \
 	worker/truncate.o

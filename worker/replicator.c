@@ -163,33 +163,6 @@ replicator_read_target(Replicator *r)
 }
 
 /*
- * Call a function of ours with the target and one more argument, in a
- * transaction of its own.  Its result as text, in the loop's memory.
- */
-static char *
-replicator_call(Replicator *r, const char *sql, const char *arg)
-{
-	Oid			types[2] = {INT4OID, TEXTOID};
-	Datum		args[2] = {Int32GetDatum(r->target_id), CStringGetTextDatum(arg)};
-	char	   *result = NULL;
-
-	cutover_replicator_begin();
-	/* foreign keys of our own tables are to be heard, while those of old's are not */
-	if (r->reversed)
-		(void) set_config_option("session_replication_role", "origin", PGC_SUSET, PGC_S_SESSION,
-								 GUC_ACTION_LOCAL, true, 0, false);
-	SPI_connect();
-	SPI_execute_with_args(sql, 2, types, args, NULL, false, 0);
-	if (SPI_processed == 1)
-		result = SPI_getvalue(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1);
-	if (result != NULL)
-		result = MemoryContextStrdup(r->loop_context, result);
-	SPI_finish();
-	cutover_replicator_end();
-	return result;
-}
-
-/*
  * Connect.  False: we may not work there now.
  */
 static bool
@@ -206,7 +179,7 @@ replicator_open_session(Replicator *r)
 			break;
 		case CUTOVER_SESSION_LEASE_HELD:
 			/* is it we who are of yesterday? */
-			(void) replicator_call(r, "SELECT cutover._agree_with_new($1, $2::boolean)", "true");
+			cutover_replicator_check_stale(r);
 			cutover_replicator_report(r, "another instance of this server works on new: its lease there must run out first");
 			return false;
 		case CUTOVER_SESSION_NOT_ADOPTED:
@@ -526,35 +499,6 @@ replicator_set_durability(Replicator *r)
 }
 
 /*
- * A switch is under way: if nobody drives it any more, bring it to its end.
- * And have both sides know the same master.  True if either was looked at: the
- * target may be in another mode now.
- */
-static bool
-replicator_settle_master(Replicator *r)
-{
-	char	   *options;
-
-	if (r->switching)
-	{
-		options = replicator_call(r, "SELECT cutover._resolve_idle($1) WHERE $2 IS NOT NULL", "");
-		/* NULL: somebody drives it */
-		r->switching = options == NULL;
-		if (options != NULL && strcmp(options, "{}") != 0)
-			(void) replicator_call(r, "SELECT cutover._after_switch($1, $2::jsonb)", options);
-		if (options != NULL)
-			r->target_read_at = 0;
-	}
-	if (!r->agreed)
-	{
-		(void) replicator_call(r, "SELECT cutover._agree_with_new($1, $2::boolean)", "false");
-		r->agreed = true;
-		r->target_read_at = 0;
-	}
-	return r->target_read_at == 0;
-}
-
-/*
  * The direction is the other one now: nothing that is known of new counts.
  */
 static void
@@ -586,7 +530,7 @@ replicator_turn(Replicator *r)
 	if (!replicator_connect(r))
 		return IDLE_MS;
 	cutover_session_renew(&r->session);
-	if (replicator_settle_master(r))
+	if (cutover_replicator_settle_master(r))
 		return 0;
 	if (r->reverse)
 		return cutover_reverse_turn(r);

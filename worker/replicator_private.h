@@ -45,6 +45,13 @@ extern void cutover_replicator_end(void);
 /* Publish what the loop does, or why it does not (NULL = it does). */
 extern void cutover_replicator_report(Replicator *r, const char *waiting_for);
 
+/*
+ * Bring a switch that nobody drives to its end, and have both sides know the same
+ * master.  True if that was looked at: the target is to be read again.
+ */
+extern bool cutover_replicator_settle_master(Replicator *r);
+extern void cutover_replicator_check_stale(Replicator *r);
+
 /* Wait for a commit, a signal, or the time to look by oneself. */
 extern void cutover_replicator_sleep(int ms);
 
