@@ -98,9 +98,10 @@ BEGIN
 			DETAIL = 'New is the only one now.',
 			HINT = 'Old''s tables go on refusing writes; DROP EXTENSION cutover CASCADE ends that.';
 	ELSIF v_target.mode = 'new_only' THEN
+		-- cutover_cancel() went back a moment ago; somebody else has switched since
 		RAISE EXCEPTION 'target "%" is in mode %', v_target.target, v_target.mode USING ERRCODE = '55000',
 			DETAIL = 'New is master: old alone would not have what new was given meanwhile.',
-			HINT = 'Go back with cutover_set_mode(''old_only'') and cancel then, or complete the migration with cutover_finish().';
+			HINT = 'Call cutover_cancel() again, or complete the migration with cutover_finish().';
 	ELSIF v_target.mode <> 'old_only' THEN
 		PERFORM cutover._record_mode(target_id, 'old_only', v_target.epoch + 1, interval '0', 0, '{}');
 	END IF;
@@ -124,12 +125,21 @@ $$;
 
 CREATE FUNCTION @extschema@.cutover_cancel(target name DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	t cutover._target;
 BEGIN
-	PERFORM cutover._action('cutover_cancel', 'CALL cutover._do_cancel($1::int)', ARRAY[cutover._target_id(target)::text]);
+	SELECT x.* INTO STRICT t FROM cutover._target x WHERE x.target_id = cutover._target_id(cutover_cancel.target);
+	IF t.mode = 'new_only' AND t.desired <> 'finished' THEN
+		-- what new was given comes along
+		PERFORM cutover._action('cutover_cancel', 'CALL cutover._do_set_mode($1::int, $2, $3::jsonb)',
+			ARRAY[t.target_id::text, 'old_only', jsonb_build_object('timeout', interval '1 min', 'force', false, 'blockers', 'wait',
+				'old_writes', 'reject', 'old_sessions', 'keep')::text]);
+	END IF;
+	PERFORM cutover._action('cutover_cancel', 'CALL cutover._do_cancel($1::int)', ARRAY[t.target_id::text]);
 END
 $$;
 COMMENT ON FUNCTION @extschema@.cutover_cancel(name) IS
-'Run: gives the migration up; our objects on both sides go, what was taken off new comes back, rows copied stay there';
+'Run: gives the migration up, in new_only after going back to old; our objects on both sides go, what was taken off new comes back, rows copied stay there';
 
 -- What a finished target does not need: all but the refusal of writes.
 CREATE FUNCTION cutover._forget_path(target_id int) RETURNS void

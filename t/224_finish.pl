@@ -57,11 +57,12 @@ is($new->safe_psql('postgres', q{INSERT INTO account (id, balance) VALUES (99, 1
 
 set_up(q{cutover_add_tables()});
 $old->safe_psql('postgres', q{SELECT cutover_set_mode('new_only', force => true)});
-cutover_error_is($old, 'SELECT cutover_cancel()', '55000', 'what new was given is not thrown away', like => qr/cutover_finish/);
-$old->safe_psql('postgres', q{SELECT cutover_set_mode('old_only', force => true)});
-is($old->safe_psql('postgres', 'SHOW default_transaction_read_only'), 'off', 'sessions of old can write again');
+$new->safe_psql('postgres', q{INSERT INTO account (id, balance) VALUES (100, 7)});
 $old->safe_psql('postgres', q{SELECT cutover_cancel()});
-is(left($new), '0 0 0 0', 'cancelled after going back');
+is($old->safe_psql('postgres', q{SELECT from_mode, to_mode FROM cutover.mode_change ORDER BY changed_at DESC LIMIT 1}), 'new_only|old_only', 'cancelling in new_only goes back first');
+is($old->safe_psql('postgres', q{SELECT balance FROM account WHERE id = 100}), '7', 'with what new was given');
+is($old->safe_psql('postgres', 'SHOW default_transaction_read_only'), 'off', 'sessions of old can write again');
+is(left($new), '0 0 0 0', 'nothing of ours is left on new');
 is($old->safe_psql('postgres', q{INSERT INTO account (balance) VALUES (1) RETURNING balance}), '1', 'old serves as before');
 
 # ---- finish, of part of a database
