@@ -149,6 +149,7 @@ SQL_PARTS = \
 	extension/read_only.sql \
 	extension/switch_checks.sql \
 	extension/reverse.sql \
+	extension/reverse_check.sql \
 	extension/switch.sql \
 	extension/switch_run.sql \
 	extension/switch_foresee.sql \

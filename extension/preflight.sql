@@ -432,6 +432,7 @@ BEGIN
 			('tables', true, 'SELECT array_agg(f) FROM cutover._preflight_tables($1, $2, $3) f'),
 			('not_empty', true, 'SELECT array_agg(f) FROM cutover._preflight_empty($1, $3) f WHERE $4'),
 			('columns', true, 'SELECT array_agg(f) FROM cutover._preflight_columns($1, $2, $3) f'),
+			('reverse', true, 'SELECT array_agg(f) FROM cutover._preflight_reverse($1, $2, $3) f'),
 			('types', true, 'SELECT array_agg(f) FROM cutover._preflight_types($1, $2, $3) f'),
 			('key', true, 'SELECT array_agg(f) FROM cutover._preflight_keys($1, $2, $3) f'),
 			('constraints', true, 'SELECT array_agg(f) FROM cutover._preflight_constraints($1, $2, $3) f')
@@ -505,6 +506,7 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 		('constraints', true, 'new has no constraint that old lacks'),
 		('foreign_keys', true, 'foreign keys on new stay inside the migration'),
 		('sequences', true, 'every sequence exists on new'),
+		('reverse', true, 'old can follow new after the switch'),
 		('time_outs', true, 'time-outs of the role on new don''t matter: our connections set their own')
 $$;
 

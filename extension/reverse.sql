@@ -89,17 +89,23 @@ CREATE FUNCTION cutover._install_new_guard(target_id int, only_table int DEFAULT
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	v_target cutover._target;
+	v_problem text;
+	v_new_columns jsonb;
 	t record;
 BEGIN
 	SELECT x.* INTO STRICT v_target FROM cutover._target x WHERE x.target_id = _install_new_guard.target_id;
 	PERFORM cutover._remote(v_target.server, format('SET LOCAL lock_timeout = %s', extract(epoch FROM current_setting('cutover.lock_timeout')::interval) * 1000));
 	PERFORM cutover._remote(v_target.server, 'UPDATE cutover.migration SET protect = $1::boolean WHERE protect <> $1::boolean',
 		current_setting('cutover.protect_new'));
-	FOR t IN SELECT b.table_id, format('%I.%I', b.new_schema, b.new_name) AS relation, cutover._new_key(b.table_id) AS keys
+	FOR t IN SELECT b.*, format('%I.%I', b.new_schema, b.new_name) AS relation
 		FROM cutover._table b WHERE b.target_id = v_target.target_id AND (only_table IS NULL OR b.table_id = only_table) ORDER BY b.table_id
 	LOOP
-		PERFORM cutover._remote(v_target.server, 'SELECT cutover.install_guard($1::int, $2, $3::text[])',
-			t.table_id::text, t.relation, coalesce(t.keys, '{}')::text);
+		v_new_columns := cutover._new_columns(v_target.server, t.new_schema, t.new_name);
+		SELECT r->>'why_not' INTO v_problem FROM cutover._remote(v_target.server, 'SELECT cutover.install_guard($1::int, $2, $3::text[]) AS why_not',
+			t.table_id::text, t.relation, coalesce(cutover._new_key(t.table_id, v_new_columns), '{}')::text) r;
+		-- what can be told of the way back by now
+		SELECT coalesce(v_problem, string_agg(m.problem, ', ' ORDER BY m.attnum)) INTO v_problem FROM cutover._reverse_map(t.table_id, v_new_columns) m;
+		UPDATE cutover._table b SET reverse_closed = v_problem WHERE b.table_id = t.table_id AND b.reverse_closed IS DISTINCT FROM v_problem;
 	END LOOP;
 	PERFORM cutover._remote(v_target.server, 'SET LOCAL lock_timeout = 0');
 END

@@ -179,6 +179,7 @@ BEGIN
 			END IF;
 		ELSIF v_there->>'master' = 'new' THEN
 			v_reason := 'new had been made master';
+			PERFORM cutover._supersede(t, (v_there->>'epoch')::bigint);
 			PERFORM cutover._record_mode(target_id, 'new_only', greatest(t.epoch + 1, (v_there->>'epoch')::bigint), NULL, NULL,
 				jsonb_build_object('whole', cutover._whole_database(target_id)));
 			-- what was written here meanwhile, new has not

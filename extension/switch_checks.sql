@@ -80,6 +80,10 @@ BEGIN
 			CASE t.desired WHEN 'paused' THEN 'cutover_resume()' ELSE 'cutover_start()' END, false;
 	END IF;
 	IF t.mode = 'new_only' THEN
+		IF t.rewound THEN
+			RETURN QUERY SELECT 'state', t.target::text, 'one side has lost what the other has',
+				'cutover_compare(method => ''full'') and cutover_compensate() until clean.', true;
+		END IF;
 		RETURN QUERY SELECT r.*, true FROM cutover._check_reverse(target_id) r;
 	END IF;
 	IF _objections.mode <> 'old_only' THEN

@@ -419,8 +419,8 @@ replicator_window_done(Replicator *r)
  * The state rewound ends when of every table all rows have been compared since
  * and no difference is open, or it has been copied afresh.
  */
-static void
-replicator_clear_rewound(Replicator *r)
+void
+cutover_replicator_clear_rewound(Replicator *r)
 {
 	Oid			types[1] = {INT4OID};
 	Datum		args[1] = {Int32GetDatum(r->target_id)};
@@ -450,7 +450,7 @@ replicator_housekeeping(Replicator *r)
 		return;
 	r->rotated_at = now;
 	(void) cutover_rotate(&r->session);
-	replicator_clear_rewound(r);
+	cutover_replicator_clear_rewound(r);
 	cutover_compare_schedule_tend(r->target_id);
 	pgstat_report_stat(true);
 }

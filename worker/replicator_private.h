@@ -55,6 +55,9 @@ extern void cutover_replicator_check_stale(Replicator *r);
 /* Wait for a commit, a signal, or the time to look by oneself. */
 extern void cutover_replicator_sleep(int ms);
 
+/* The state rewound ends when every table has been compared since. */
+extern void cutover_replicator_clear_rewound(Replicator *r);
+
 /* In a PG_CATCH: undo, classify, and get ready to try again.  Returns how long to wait, in milliseconds. */
 extern int	cutover_replicator_recover(Replicator *r);
 

@@ -26,6 +26,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "compare_schedule.h"
 #include "guc.h"
 #include "local.h"
 #include "mapping.h"
@@ -443,6 +444,8 @@ reverse_housekeeping(Replicator *r)
 	if (!TimestampDifferenceExceeds(rev.kept_at, now, HOUSEKEEPING_MS))
 		return;
 	rev.kept_at = now;
+	cutover_replicator_clear_rewound(r);
+	cutover_compare_schedule_tend(r->target_id);
 	rows = cutover_endpoint_exec(new, "SELECT table_id, min(reason) FROM cutover.capture_closed GROUP BY 1");
 	reverse_note_closed(rows, NULL);
 	rows = cutover_endpoint_exec(new, "SELECT cutover.queue_bytes()");

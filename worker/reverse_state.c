@@ -122,7 +122,7 @@ state_rewind(CutoverSession *session, CutoverReverseProgress *progress, const ch
 								 3, (const char *const[]) {psprintf(INT64_FORMAT, next.k), next.snapshot, session->token});
 	cutover_reverse_state_write(session->target_id, &next);
 	SPI_connect();
-	SPI_execute_with_args("UPDATE cutover._target SET rewound = true WHERE target_id = $1", 1, types, args, NULL, false, 0);
+	SPI_execute_with_args("UPDATE cutover._target SET rewound = true, rewound_at = pg_catalog.clock_timestamp() WHERE target_id = $1", 1, types, args, NULL, false, 0);
 	SPI_execute_with_args("UPDATE cutover._table SET clean_passes = 0,"
 	/* a change that is counted twice makes another row */
 						  " reverse_closed = CASE WHEN key_attnums = '{}' THEN coalesce(reverse_closed, $2) ELSE reverse_closed END"
