@@ -221,6 +221,7 @@ BEGIN
 	UPDATE cutover.progress p SET instance = NULL;
 	UPDATE cutover.migration m SET master = 'new', epoch = m.epoch + 1, master_since = clock_timestamp(),
 		instance = NULL, lease_until = NULL, took_over_from = m.master;
+	PERFORM cutover.arm();
 	IF to_regprocedure('cutover.set_read_only(boolean)') IS NOT NULL THEN
 		EXECUTE 'SELECT cutover.set_read_only(false)';
 	END IF;

@@ -49,7 +49,8 @@ CREATE TABLE cutover.deferred (
 	relation text NOT NULL,
 	name name NOT NULL,
 	definition text NOT NULL,
-	taken_at timestamptz NOT NULL DEFAULT now()
+	taken_at timestamptz NOT NULL DEFAULT now(),
+	armed boolean NOT NULL DEFAULT false	-- back, as long as this database is the master
 );
 COMMENT ON TABLE cutover.deferred IS 'what was taken off tables of this database while they are filled, and the SQL that brings it back';
 CREATE FUNCTION cutover.restore_deferred(only_table int DEFAULT NULL)
@@ -119,6 +120,53 @@ END
 $body$;
 COMMENT ON FUNCTION cutover.restore_deferred(int) IS 'brings back what was taken off; returns what could not be brought back, which stays in cutover.deferred';
 REVOKE ALL ON FUNCTION cutover.restore_deferred(int) FROM PUBLIC;
+CREATE FUNCTION cutover.arm() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+	d record;
+	v_sql text;
+BEGIN
+	FOR d IN SELECT * FROM cutover.deferred f WHERE f.kind IN ('foreign_key', 'trigger') AND NOT f.armed ORDER BY f.kind, f.id LOOP
+		IF to_regclass(d.relation) IS NOT NULL THEN
+			v_sql := (string_to_array(d.definition, '; /* cutover: then */ '))[1];
+			BEGIN
+				IF d.kind = 'foreign_key' AND strpos(v_sql, ' NOT VALID') = 0 THEN
+					BEGIN
+						-- for what comes from now on; the rows there are were checked on the other side
+						EXECUTE v_sql || ' NOT VALID';
+					EXCEPTION WHEN wrong_object_type OR feature_not_supported THEN
+						EXECUTE v_sql;
+					END;
+				ELSE
+					EXECUTE v_sql;
+				END IF;
+			EXCEPTION WHEN duplicate_object OR undefined_object THEN
+				NULL; -- there already, or gone with its table
+			END;
+		END IF;
+		UPDATE cutover.deferred f SET armed = true WHERE f.id = d.id;
+	END LOOP;
+END
+$body$;
+COMMENT ON FUNCTION cutover.arm() IS 'brings back triggers and foreign keys that were off while the old database wrote here';
+REVOKE ALL ON FUNCTION cutover.arm() FROM PUBLIC;
+CREATE FUNCTION cutover.disarm() RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $body$
+DECLARE
+	d record;
+BEGIN
+	FOR d IN SELECT * FROM cutover.deferred f WHERE f.armed ORDER BY f.id LOOP
+		BEGIN
+			EXECUTE format(CASE d.kind WHEN 'trigger' THEN 'ALTER TABLE %s DISABLE TRIGGER %I' ELSE 'ALTER TABLE %s DROP CONSTRAINT %I' END, d.relation, d.name);
+		EXCEPTION WHEN undefined_object OR undefined_table THEN
+			NULL; -- gone
+		END;
+		UPDATE cutover.deferred f SET armed = false WHERE f.id = d.id;
+	END LOOP;
+END
+$body$;
+COMMENT ON FUNCTION cutover.disarm() IS 'takes them off again, before the old database writes here';
+REVOKE ALL ON FUNCTION cutover.disarm() FROM PUBLIC;
 CREATE FUNCTION cutover.abandon() RETURNS SETOF text LANGUAGE plpgsql AS $body$
 DECLARE
 	d record;

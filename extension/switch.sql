@@ -81,6 +81,7 @@ CREATE FUNCTION cutover._take_over_sql(target cutover._target, master text, epoc
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 	SELECT format($sql$
 		SELECT cutover.set_read_only(%1$L = 'old' AND %2$L::boolean);
+		SELECT cutover.arm() WHERE %1$L = 'new';
 		WITH u AS (UPDATE cutover.migration SET master = %1$L, epoch = %3$s, master_since = pg_catalog.clock_timestamp()
 			WHERE migration_id = %4$L::uuid AND epoch < %3$s RETURNING 1)
 		SELECT 1 / pg_catalog.count(*) FROM u$sql$,
@@ -214,6 +215,7 @@ BEGIN
 	IF target.mode = 'new_only' THEN
 		PERFORM cutover._remote(target.server, cutover._new_read_only_script() || 'SELECT cutover.set_read_only(false)');
 	ELSE
+		PERFORM cutover._remote(target.server, 'SELECT cutover.disarm()');
 		PERFORM cutover._set_new_read_only(target.target_id);
 	END IF;
 	UPDATE cutover._target x SET operator_epoch = NULL, epoch = _tell_new.epoch WHERE x.target_id = target.target_id;

@@ -215,6 +215,10 @@ replicator_connect(Replicator *r)
 	former = MemoryContextSwitchTo(TopMemoryContext);
 	r->applier->apply = cutover_apply_create(r->session.ep);
 	MemoryContextSwitchTo(former);
+	/* what must not hear us write is off again */
+	cutover_endpoint_exec(r->session.ep, psprintf("BEGIN; SET LOCAL lock_timeout = %d; SELECT cutover.disarm()"
+												  " WHERE EXISTS (SELECT FROM cutover.deferred WHERE armed)"
+												  " AND EXISTS (SELECT FROM cutover.migration WHERE master = 'old'); COMMIT", cutover_guc_lock_timeout));
 	cutover_replicator_begin();
 	cutover_reverse_resume_forward(&r->session);
 	cutover_replicator_end();
