@@ -305,7 +305,7 @@ replicator_mode_changed(Replicator *r)
 
 	SPI_connect();
 	changed = SPI_execute_with_args("SELECT FROM cutover._target WHERE target_id = $1 AND mode = 'new_only'",
-									1, types, args, NULL, true, 1) == SPI_OK_SELECT && SPI_processed == 1;
+									1, types, args, NULL, false, 1) == SPI_OK_SELECT && SPI_processed == 1;
 	SPI_finish();
 	if (changed)
 		r->target_read_at = 0;

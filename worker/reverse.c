@@ -144,7 +144,7 @@ cutover_reverse_failed(bool data_error)
 }
 
 /*
- * Is new the master still, as old has it?
+ * Is new the master still, as old has it?  As of now, not of when the transaction began.
  */
 static bool
 reverse_goes_on(Replicator *r)
@@ -155,7 +155,7 @@ reverse_goes_on(Replicator *r)
 
 	SPI_connect();
 	goes_on = SPI_execute_with_args("SELECT FROM cutover._target WHERE target_id = $1 AND desired = 'running' AND mode = 'new_only'",
-									1, types, args, NULL, true, 1) == SPI_OK_SELECT && SPI_processed == 1;
+									1, types, args, NULL, false, 1) == SPI_OK_SELECT && SPI_processed == 1;
 	SPI_finish();
 	return goes_on;
 }
@@ -170,15 +170,15 @@ reverse_begin(Replicator *r)
 	cutover_replicator_begin();
 	if (!cutover_mapping_is_stale())
 		return true;
-	if (!reverse_goes_on(r))
-	{
-		cutover_replicator_end();
-		r->target_read_at = 0;
-		return false;
-	}
 	cutover_mapping_load(NULL);
 	cutover_reverse_map_load(r->target_id);
-	return true;
+	/* in this order: what is said of the target before the load is not heard again */
+	if (reverse_goes_on(r))
+		return true;
+	cutover_replicator_end();
+	cutover_mapping_set_stale();
+	r->target_read_at = 0;
+	return false;
 }
 
 /*
