@@ -21,7 +21,9 @@ CREATE FUNCTION @extschema@.cutover_compare(
 	since timestamptz DEFAULT NULL,
 	until timestamptz DEFAULT NULL,
 	target name DEFAULT NULL) RETURNS SETOF cutover.compare_result
-LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+SET DateStyle = 'ISO, YMD'							-- as the worker reads times
+AS $$
 DECLARE
 	v_id int;
 	v_table regclass;

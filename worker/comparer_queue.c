@@ -20,6 +20,7 @@
 #include "utils/hsearch.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 
 #include "block.h"
 #include "comparer.h"
@@ -287,6 +288,8 @@ queue_fetch(Queue *queue, int segment, const char *base, char *place, Size place
 	int			n;
 
 	cutover_compare_begin();
+	/* values out of line are fetched below */
+	PushActiveSnapshot(GetTransactionSnapshot());
 	n = (int) cutover_local_run(sql, 2, types, args, base ? NULL : "n ");
 	for (int i = 0; i < n; i++)
 	{
@@ -307,6 +310,7 @@ queue_fetch(Queue *queue, int segment, const char *base, char *place, Size place
 	}
 	if (n > 0)
 		strlcpy(place, cutover_local_text(n - 1, 1), place_size);
+	PopActiveSnapshot();
 	cutover_compare_commit();
 	return n;
 }

@@ -277,6 +277,9 @@ cutover_compare_record(Comparer *c, CompareCandidate **confirmed, int n, Compare
 
 		CHECK_FOR_INTERRUPTS();
 		cutover_compare_begin();
+		/* one at a time: together they must not go beyond the limit */
+		cutover_local_run("SELECT pg_catalog.pg_advisory_xact_lock('cutover._divergence'::pg_catalog.regclass::oid::int4, $1)",
+						  1, types, args, NULL);
 		cutover_local_run("SELECT pg_catalog.count(*) FROM cutover._divergence WHERE table_id = $1", 1, types, args, NULL);
 		counter.open = cutover_local_int(0, 1);
 		PushActiveSnapshot(GetTransactionSnapshot());
