@@ -14,6 +14,7 @@
 #include "access/htup_details.h"
 #include "catalog/pg_type.h"
 #include "common/hashfn.h"
+#include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "storage/proc.h"
 #include "utils/builtins.h"
@@ -414,10 +415,10 @@ queue_compare_all(Queue *queue, QueueTable *table)
 }
 
 /*
- * Compare the keys that changed, of n tables.
+ * Compare the keys that old's queue has seen, of n tables.
  */
-void
-cutover_compare_changes(Comparer *c, int n, const int32 *table_ids, CompareCounts *counts)
+static void
+queue_changes(Comparer *c, int n, const int32 *table_ids, CompareCounts *counts)
 {
 	HASHCTL		ctl = {.keysize = sizeof(int32),.entrysize = sizeof(QueueLayout)};
 	Queue		queue = {.c = c,.n = n};
@@ -445,4 +446,85 @@ cutover_compare_changes(Comparer *c, int n, const int32 *table_ids, CompareCount
 	}
 	cutover_compare_run(c, COMPARE_OLD, "DELETE FROM cutover._compare_pin WHERE pid = $1::int4", 1, &pid);
 	MemoryContextDelete(queue.context);
+}
+
+/*
+ * The keys that changed on new while it is the master: all that its own queue
+ * still has.  They stand there as columns of new.
+ */
+static void
+queue_compare_reverse(Comparer *c, int32 table_id, CompareCounts *counts)
+{
+	CompareTable *t;
+	char		last[32] = "0";
+	int			n;
+
+	cutover_compare_use_table(c, table_id);
+	t = c->table;
+	do
+	{
+		MemoryContext mcxt = AllocSetContextCreate(CurrentMemoryContext, "cutover comparer changes", ALLOCSET_DEFAULT_SIZES);
+		MemoryContext old = MemoryContextSwitchTo(mcxt);
+		const char *args[] = {psprintf("%d", table_id), last};
+		StringInfoData sql;
+		CutoverRows *rows;
+		char	 ***keys;
+
+		cutover_compare_check_run(c);
+		initStringInfo(&sql);
+		appendStringInfoString(&sql, "SELECT DISTINCT max(q.id) OVER () AS last, count(*) OVER () AS n");
+		for (int k = 0; k < t->nkeys; k++)
+			appendStringInfo(&sql, ", k.key->>%s", quote_literal_cstr(t->keys[k].column->name));
+		appendStringInfo(&sql, " FROM (SELECT * FROM cutover.queue WHERE table_id = $1::int4 AND id > $2::int8 AND op IN ('I', 'U', 'D')"
+						 " ORDER BY id LIMIT %d) q CROSS JOIN LATERAL (VALUES (q.old_key), (q.new_key)) k (key) WHERE k.key IS NOT NULL", QUEUE_KEYS);
+		rows = cutover_compare_run(c, COMPARE_NEW, sql.data, 2, args);
+		keys = palloc(Max(rows->nrows, 1) * sizeof(char **));
+		for (int i = 0; i < rows->nrows; i++)
+			keys[i] = &CUTOVER_CELL(rows, i, 2);
+		n = rows->nrows;
+		if (n > 0)
+		{
+			strlcpy(last, CUTOVER_CELL(rows, 0, 0), sizeof(last));
+			counts->rows += n;
+			cutover_compare_settle(c, keys, NULL, n, counts);
+		}
+		MemoryContextSwitchTo(old);
+		MemoryContextDelete(mcxt);
+	} while (n > 0);
+}
+
+/*
+ * Was a table emptied on new, or has it no key to name its rows by?
+ */
+static bool
+queue_reverse_wants_all(Comparer *c, int32 table_id)
+{
+	const char *id = psprintf("%d", table_id);
+
+	cutover_compare_use_table(c, table_id);
+	return c->table->nkeys == 0 ||
+		cutover_compare_run(c, COMPARE_NEW, "SELECT 1 FROM cutover.queue WHERE table_id = $1::int4 AND op = 'T' LIMIT 1", 1, &id)->nrows > 0;
+}
+
+/*
+ * Compare the keys that changed, of n tables.
+ */
+void
+cutover_compare_changes(Comparer *c, int n, const int32 *table_ids, CompareCounts *counts)
+{
+	if (c->new_is_master)
+	{
+		for (int i = 0; i < n; i++)
+		{
+			QueueTable	table = {.table_id = table_ids[i]};
+			Queue		reverse = {.c = c};
+
+			if (queue_reverse_wants_all(c, table_ids[i]))
+				queue_compare_all(&reverse, &table);
+			else
+				queue_compare_reverse(c, table_ids[i], &counts[i]);
+		}
+		return;
+	}
+	queue_changes(c, n, table_ids, counts);
 }
