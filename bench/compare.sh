@@ -130,7 +130,7 @@ if [[ $what == *cost* ]]; then
 		for who in $(shuf -e with without); do
 			comparer=
 			if [ $who = with ]; then
-				while :; do full cost > /dev/null; done &
+				while :; do full cost > /dev/null 2>&1; done &
 				comparer=$!
 				sleep 0.5
 			fi
