@@ -7,12 +7,16 @@
 #include "apply.h"
 #include "nodes/pg_list.h"
 
+/* until it is known how large rows are */
+#define CUTOVER_REVERSE_FIRST_SLICE 100
+
 typedef struct CutoverReverseTable
 {
 	int32		table_id;
 	bool		open;			/* old follows it; else nothing below is valid */
 	bool		whole;			/* changes come as rows; else as keys, to be read again */
 	bool		has_errors;		/* old refused rows of it */
+	int			slice;			/* rows that one answer of new may well hold */
 	int			ncaptured;
 	char	  **captured;		/* columns of new that the queue has, in the order of old's key or all */
 	CutoverApplyTable apply;	/* the table on old, with the columns that new has something of */

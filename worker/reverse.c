@@ -240,8 +240,14 @@ reverse_poll(Replicator *r)
 	return answer.rows->nrows > 0;
 }
 
+/* Of the entries in between those that fit into some bytes, one at least, and (last column) whether these are all. */
+#define ENTRIES_HEAD "SELECT e.id, e.table_id, e.op, e.old_key, e.new_key, e.n = count(*) OVER () AND e.n < $2::text::int AS complete FROM (" \
+	"SELECT q.*, count(*) OVER () AS n, row_number() OVER w AS i," \
+	" sum(coalesce(pg_catalog.pg_column_size(q.old_key), 0) + coalesce(pg_catalog.pg_column_size(q.new_key), 0)) OVER w AS bytes FROM ("
+#define ENTRIES_TAIL(limit) ") q WINDOW w AS (ORDER BY q.id)) e WHERE e.i = 1 OR e.bytes < " limit "::text::bigint ORDER BY e.id"
+
 /*
- * Queue the query for the next entries: id, table_id, op, old_key, new_key.
+ * Queue the query for the next entries: id, table_id, op, old_key, new_key, complete.
  */
 static void
 reverse_queue_entries(int limit, ReverseAnswer *answer)
@@ -249,9 +255,11 @@ reverse_queue_entries(int limit, ReverseAnswer *answer)
 	static char *first = NULL;
 	char		id[24];
 	char		n[16];
-	CutoverParam params[4] = {{rev.progress.snapshot}, {n}};
+	char		bytes[24];
+	CutoverParam params[5] = {{rev.progress.snapshot}, {n}};
 
 	snprintf(n, sizeof(n), "%d", limit);
+	snprintf(bytes, sizeof(bytes), INT64_FORMAT, (int64) cutover_guc_apply_memory * 1024 / 8);
 	if (rev.progress.window == NULL)
 	{
 		if (first == NULL)
@@ -259,24 +267,26 @@ reverse_queue_entries(int limit, ReverseAnswer *answer)
 			StringInfoData buf;
 
 			initStringInfo(&buf);
-			appendStringInfoString(&buf, "SELECT * FROM (");
+			appendStringInfoString(&buf, ENTRIES_HEAD "SELECT * FROM (");
 			reverse_branches(&buf, "id, table_id, op, old_key, new_key");
 			/* sorted, not found by id: the index on xid knows what is new */
-			appendStringInfoString(&buf, ") q ORDER BY q.id + 0 LIMIT $2::text::int");
+			appendStringInfoString(&buf, ") q ORDER BY q.id + 0 LIMIT $2::text::int" ENTRIES_TAIL("$3"));
 			first = MemoryContextStrdup(TopMemoryContext, buf.data);
 		}
-		cutover_endpoint_queue_rows(rev.step.new, first, 2, params, reverse_keep, answer);
+		params[2].data = bytes;
+		cutover_endpoint_queue_rows(rev.step.new, first, 3, params, reverse_keep, answer);
 		return;
 	}
 	snprintf(id, sizeof(id), INT64_FORMAT, rev.progress.done_id);
 	params[2].data = rev.progress.window;
 	params[3].data = id;
-	cutover_endpoint_queue_rows(rev.step.new,
+	params[4].data = bytes;
+	cutover_endpoint_queue_rows(rev.step.new, ENTRIES_HEAD
 								"SELECT q.id, q.table_id, q.op, q.old_key, q.new_key FROM cutover.queue q WHERE q.id > $4::text::bigint"
 								" AND NOT pg_catalog.pg_visible_in_snapshot(q.xid, $1::text::pg_snapshot)"
 								" AND pg_catalog.pg_visible_in_snapshot(q.xid, $3::text::pg_snapshot)"
-								" ORDER BY q.id LIMIT $2::text::int",
-								4, params, reverse_keep, answer);
+								" ORDER BY q.id LIMIT $2::text::int" ENTRIES_TAIL("$5"),
+								5, params, reverse_keep, answer);
 }
 
 /*
@@ -352,7 +362,7 @@ reverse_step(Replicator *r, bool *finished)
 	cutover_endpoint_queue_rows(step->new, "SELECT pg_catalog.pg_current_snapshot()", 0, NULL, reverse_keep, &snapshot);
 	reverse_queue_entries(limit, &entries);
 	cutover_endpoint_sync(step->new);
-	*finished = entries.rows->nrows < limit;
+	*finished = entries.rows->nrows == 0 || CUTOVER_CELL(entries.rows, 0, 5)[0] == 't';
 	if (entries.rows->nrows == 0 && rev.progress.window == NULL)
 	{
 		cutover_endpoint_queue(step->new, "COMMIT", 0, NULL, false);

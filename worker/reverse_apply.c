@@ -22,8 +22,9 @@
 #include "retry.h"
 #include "reverse_apply.h"
 
-/* keys or rows that one query asks for, and that are asked for before waiting */
+/* keys or rows that are asked for before waiting, at most; and how many bytes that should be */
 #define READ_SLICE 1000
+#define READ_BYTES (4 * 1024 * 1024)
 
 /* Something to read: a key, or a row as it was or is. */
 typedef struct ReverseItem
@@ -281,13 +282,20 @@ reverse_fetched(void *arg, CutoverRows *rows)
 	ReverseFetch *fetch = arg;
 	MemoryContext former = MemoryContextSwitchTo(fetch->step->slice_context);
 	CutoverRows *copy = palloc0(sizeof(CutoverRows));
+	Size		bytes = 0;
 
 	copy->nrows = rows->nrows;
 	copy->ncols = rows->ncols;
 	copy->values = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(char *) * Max((Size) rows->nrows * rows->ncols, 1));
 	for (Size i = 0; i < (Size) rows->nrows * rows->ncols; i++)
+	{
 		copy->values[i] = rows->values[i] ? pstrdup(rows->values[i]) : NULL;
+		bytes += rows->values[i] ? strlen(rows->values[i]) : 0;
+	}
 	fetch->rows = copy;
+	/* grow slowly, shrink at once */
+	if (rows->nrows > 0)
+		fetch->table->slice = Max(1, Min(Min(READ_SLICE, 2 * fetch->table->slice), (int) (READ_BYTES / (bytes / rows->nrows + 1))));
 	MemoryContextSwitchTo(former);
 }
 
@@ -626,7 +634,7 @@ cutover_reverse_read(CutoverReverseStep *step)
 			reverse_unique(work);
 		for (int i = 0; i < work->nitems; i += n)
 		{
-			n = Min(work->nitems - i, step->replay ? 1 : READ_SLICE);
+			n = Min(work->nitems - i, step->replay ? 1 : work->table->slice);
 			/* what a row was and what it is stay together */
 			if (work->items[i + n - 1].paired)
 				n++;
@@ -634,7 +642,8 @@ cutover_reverse_read(CutoverReverseStep *step)
 				reverse_read_single(step, work->table, &work->items[i], n);
 			else
 				reverse_ask(step, work->table, &work->items[i], n);
-			if (step->pending >= READ_SLICE)
+			/* several tables at once, as long as that is little */
+			if (step->pending >= READ_SLICE || i + n < work->nitems)
 			{
 				cutover_endpoint_sync(step->new);
 				reverse_emit_fetched(step);

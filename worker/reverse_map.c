@@ -120,6 +120,7 @@ cutover_reverse_map_load(int32 target_id)
 
 		entry->table.table_id = pg_strtoint32(map_text(i, 1));
 		entry->table.open = true;
+		entry->table.slice = CUTOVER_REVERSE_FIRST_SLICE;
 		entry->relid = atooid(map_text(i, 2));
 		entry->new_schema = map_text(i, 3);
 		entry->new_name = map_text(i, 4);
