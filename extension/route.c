@@ -197,6 +197,18 @@ route_runs_queries(Node *command)
 }
 
 /*
+ * Whatever else there is.
+ */
+static void
+route_next_utility(PlannedStmt *plan, const char *query_string, bool read_only_tree, ProcessUtilityContext context,
+				   ParamListInfo params, QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
+{
+	ProcessUtility_hook_type next = previous_utility ? previous_utility : standard_ProcessUtility;
+
+	next(plan, query_string, read_only_tree, context, params, env, dest, qc);
+}
+
+/*
  * What other commands look at while they work (foreign keys of a new
  * constraint, the rows of a new table) is a matter of old.
  */
@@ -204,17 +216,15 @@ static void
 route_utility(PlannedStmt *plan, const char *query_string, bool read_only_tree, ProcessUtilityContext context,
 			  ParamListInfo params, QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
 {
-	ProcessUtility_hook_type next = previous_utility ? previous_utility : standard_ProcessUtility;
-
 	if (route_runs_queries(plan->utilityStmt))
 	{
-		next(plan, query_string, read_only_tree, context, params, env, dest, qc);
+		route_next_utility(plan, query_string, read_only_tree, context, params, env, dest, qc);
 		return;
 	}
 	utility_depth++;
 	PG_TRY();
 	{
-		next(plan, query_string, read_only_tree, context, params, env, dest, qc);
+		route_next_utility(plan, query_string, read_only_tree, context, params, env, dest, qc);
 	}
 	PG_FINALLY();
 	{

@@ -14,11 +14,15 @@
 #include "utils/float.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/pg_locale.h"
 #include "utils/snapmgr.h"
 #include "utils/xml.h"
 
 #include "route_remote.h"
+
+/* utils/pg_locale.h wants the headers of ICU, which need not be there */
+extern PGDLLIMPORT char *locale_monetary;
+extern PGDLLIMPORT char *locale_numeric;
+extern PGDLLIMPORT char *locale_time;
 
 /* Settings that stable built-in functions depend on, apart from those that only matter for words. */
 static const char *const session_settings[] = {

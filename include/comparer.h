@@ -21,7 +21,7 @@ typedef enum CompareSide
 } CompareSide;
 
 /* A type of a column on one side; domains are what they stand on. */
-typedef struct CompareType
+typedef struct ComparerType
 {
 	Oid			oid;			/* base type; of new: only meaningful if built in */
 	int32		typmod;
@@ -29,7 +29,7 @@ typedef struct CompareType
 	char	   *full_name;		/* with it */
 	bool		bytewise;		/* its collation orders by bytes */
 	char	   *equals;			/* operator, qualified */
-} CompareType;
+} ComparerType;
 
 /* A column of new, and what of old it is made from.  All SQL, by side. */
 typedef struct CompareColumn
@@ -38,7 +38,7 @@ typedef struct CompareColumn
 	AttrNumber	attnum;			/* plain column of old, or 0 */
 	char	   *old_name;		/* its name on old, or NULL */
 	char	   *expr[2];		/* the value */
-	CompareType type[2];
+	ComparerType type[2];
 	char	   *digest[2];		/* the form in which it enters the digest */
 	char	   *text[2];		/* its text form */
 	Oid			equal_type;		/* type whose = says whether other bytes are another value; InvalidOid: they are */

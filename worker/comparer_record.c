@@ -247,7 +247,7 @@ record_one(Comparer *c, RecordCounter *counter, CompareCandidate *candidate, Rec
 	}
 	{
 		int			side = detail->row[COMPARE_OLD] >= 0 ? COMPARE_OLD : COMPARE_NEW;
-		int64		copies = Max(Abs(old_count - new_count), 1);
+		int64		copies = Max(old_count > new_count ? old_count - new_count : new_count - old_count, 1);
 
 		if (record_save(c, counter, CUTOVER_CELL(detail->rows[side], detail->row[side], 3), kind, columns,
 						rows[COMPARE_OLD], rows[COMPARE_NEW], newer, copies))

@@ -256,7 +256,8 @@ settle_rounds(Comparer *c, CompareCandidate **candidates, int n)
 	CompareCandidate **open = palloc(n * sizeof(CompareCandidate *));
 	int			left = n;
 
-	memcpy(open, candidates, n * sizeof(CompareCandidate *));
+	for (int i = 0; i < n; i++)
+		open[i] = candidates[i];
 	for (int round = 0; round < ROUNDS && left > 0; round++)
 	{
 		CHECK_FOR_INTERRUPTS();

@@ -188,7 +188,7 @@ sql_lookup_keyed(CompareTable *t, CompareSide side, bool detail)
 	appendStringInfo(&sql, "\"cutover i\"), %s WHERE ", t->from[side]);
 	for (int k = 0; k < t->nkeys; k++)
 	{
-		CompareType *type = &t->keys[k].column->type[side];
+		ComparerType *type = &t->keys[k].column->type[side];
 
 		appendStringInfo(&sql, "%s%s %s \"cutover %d\"::%s", k > 0 ? " AND " : "", t->keys[k].column->expr[side],
 						 type->equals, k + 1, cutover_compare_key_type(type->oid, type->name));

@@ -175,7 +175,7 @@ table_load_columns(TableLoad *load)
  * Fill in a type from a row of TABLE_COLUMNS_SQL.
  */
 static void
-table_read_type(CompareType *type, CutoverRows *rows, int row)
+table_read_type(ComparerType *type, CutoverRows *rows, int row)
 {
 	type->oid = atooid(CUTOVER_CELL(rows, row, 2));
 	type->typmod = atoi(CUTOVER_CELL(rows, row, 3));
@@ -189,7 +189,7 @@ table_read_type(CompareType *type, CutoverRows *rows, int row)
  * The type that an expression over old's row has.
  */
 static void
-table_read_expression_type(TableLoad *load, CompareType *type, const char *tree)
+table_read_expression_type(TableLoad *load, ComparerType *type, const char *tree)
 {
 	Node	   *node = stringToNode(tree);
 	const char *oid = psprintf("%u", exprType(node));

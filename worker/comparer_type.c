@@ -98,7 +98,7 @@ cutover_compare_text(const char *expr, Oid type)
  * A value of a built-in type in the digest.
  */
 static char *
-type_digest(const char *expr, const CompareType *type)
+type_digest(const char *expr, const ComparerType *type)
 {
 	if (type->oid < FirstGenbkiObjectId && type_is_binary(type->oid))
 		return psprintf("(%s)::%s", expr, type->name);
@@ -110,7 +110,7 @@ type_digest(const char *expr, const CompareType *type)
  * string type was refused there, so nothing is cut here.
  */
 static char *
-type_convert(const char *text, const CompareType *to)
+type_convert(const char *text, const ComparerType *to)
 {
 	bool		string = to->oid == VARCHAROID || to->oid == BITOID || to->oid == VARBITOID;
 
@@ -136,8 +136,8 @@ type_is_scaled(Oid type)
 void
 cutover_compare_plan_column(CompareColumn *col)
 {
-	const CompareType *old = &col->type[COMPARE_OLD];
-	const CompareType *new = &col->type[COMPARE_NEW];
+	const ComparerType *old = &col->type[COMPARE_OLD];
+	const ComparerType *new = &col->type[COMPARE_NEW];
 	const char *old_text = cutover_compare_text(col->expr[COMPARE_OLD], old->oid);
 	bool		builtin = old->oid < FirstGenbkiObjectId && new->oid < FirstGenbkiObjectId;
 
