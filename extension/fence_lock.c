@@ -27,6 +27,8 @@
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
+#include "utils/timeout.h"
+#include "utils/timestamp.h"
 
 #include "compat.h"
 #include "fence.h"
@@ -36,8 +38,21 @@ PG_FUNCTION_INFO_V1(cutover_fence_lock);
 PG_FUNCTION_INFO_V1(cutover_fence_unlock);
 PG_FUNCTION_INFO_V1(cutover_fence_held);
 
-/* In a circle of waiting we look before any application does, whose setting is rarely below 100 ms. */
-#define FENCE_DEADLOCK_TIMEOUT 10
+/*
+ * In a circle of waiting we look before any application does, whose setting is
+ * rarely below 100 ms; and again and again, as letting one writer pass often
+ * makes the next circle.
+ */
+#define FENCE_LOOK_EVERY 10
+
+/*
+ * Have the wait that is under way look for circles.  A signal handler.
+ */
+static void
+fence_look(void)
+{
+	CheckDeadLockAlert();
+}
 
 /*
  * The lock that is the fence of a target.
@@ -82,8 +97,12 @@ fence_wait(const LOCKTAG *tag, int timeout_ms)
 	MemoryContext cxt = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
 	int			saved_lock = LockTimeout;
-	int			saved_deadlock = DeadlockTimeout;
+	bool		saved_log = log_lock_waits;
+	static TimeoutId look = MAX_TIMEOUTS;
 	volatile bool got = true;
+
+	if (look == MAX_TIMEOUTS)
+		look = RegisterTimeout(USER_TIMEOUT, fence_look);
 
 	/* an error while waiting leaves things that only the end of a subtransaction puts in order */
 	BeginInternalSubTransaction(NULL);
@@ -91,18 +110,21 @@ fence_wait(const LOCKTAG *tag, int timeout_ms)
 	PG_TRY();
 	{
 		LockTimeout = timeout_ms;
-		DeadlockTimeout = Min(FENCE_DEADLOCK_TIMEOUT, Max(timeout_ms / 2, 1));
+		log_lock_waits = false; /* it would be said at every look */
+		enable_timeout_every(look, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), FENCE_LOOK_EVERY), FENCE_LOOK_EVERY);
 		(void) LockAcquire(tag, ExclusiveLock, true, false);
+		disable_timeout(look, false);
 		LockTimeout = saved_lock;
-		DeadlockTimeout = saved_deadlock;
+		log_lock_waits = saved_log;
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
 	{
 		ErrorData  *error;
 
+		disable_timeout(look, false);
 		LockTimeout = saved_lock;
-		DeadlockTimeout = saved_deadlock;
+		log_lock_waits = saved_log;
 		MemoryContextSwitchTo(cxt);
 		error = CopyErrorData();
 		FlushErrorState();
