@@ -123,6 +123,7 @@ typedef struct Comparer
 	MemoryContext table_context;
 	CompareTable *table;		/* under way */
 	double		busy;			/* sessions at work on old, lately */
+	bool		measured;
 } Comparer;
 
 /* What a comparer is told when it starts. */

@@ -184,7 +184,8 @@ cutover_compare_rest(Comparer *c, int64 rows, double seconds)
 	double		load;
 	bool		by_rate = false;
 
-	c->busy = c->busy * 0.6 + wait_busy_sessions() * 0.4;
+	c->busy = c->measured ? c->busy * 0.6 + wait_busy_sessions() * 0.4 : wait_busy_sessions();
+	c->measured = true;
 	load = c->busy / processors;
 	if (load > 0.3)
 		rest = seconds * Min((load - 0.3) * 8, 9);
