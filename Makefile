@@ -27,6 +27,10 @@ OBJS = \
 	extension/fence.o \
 	extension/fence_lock.o \
 	extension/fence_refuse.o \
+	extension/forward.o \
+	extension/forward_local.o \
+	extension/forward_rewrite.o \
+	extension/forward_xact.o \
 	extension/guc.o \
 	extension/image.o \
 	extension/layout.o \

@@ -37,6 +37,7 @@
 #include "fence.h"
 #include "guc.h"
 #include "launcher.h"
+#include "policy.h"
 #include "tracked.h"
 
 PG_FUNCTION_INFO_V1(cutover_fence_trigger);
@@ -153,10 +154,11 @@ fence_await_decision(CutoverTarget *target, Oid relid, TimestampTz deadline)
 }
 
 /*
- * Take the fence and look who is master; see fence.h.
+ * Take the fence and look who is master.  True if that is new and it is not
+ * refused, as the caller can forward to it.
  */
-void
-cutover_fence_take(CutoverTarget *target, Oid relid)
+static bool
+fence_pass(CutoverTarget *target, Oid relid, bool may_forward)
 {
 	TimestampTz deadline = 0;
 	LOCKTAG		tag;
@@ -178,7 +180,7 @@ cutover_fence_take(CutoverTarget *target, Oid relid)
 			target = cutover_tracked_target(target->target_id);
 		}
 		if (!target->known)
-			return;				/* no longer under migration */
+			return false;		/* no longer under migration */
 		if (got && target->switch_state != CUTOVER_SWITCH_IN_DOUBT)
 			break;
 		if (target->switch_state == CUTOVER_SWITCH_IN_DOUBT)
@@ -202,11 +204,33 @@ cutover_fence_take(CutoverTarget *target, Oid relid)
 			fence_release(&tag);
 		if (stale)
 			cutover_fence_refuse_stale(target, relid);
+		if (target->mode == CUTOVER_MODE_NEW_ONLY && may_forward && cutover_policy_is_forward(target))
+			return true;
 		if (target->mode == CUTOVER_MODE_NEW_ONLY)
 			cutover_fence_refuse(target, relid);
 	}
 	target->fenced = cutover_my_lxid_compat();
+	return false;
 }
+
+/*
+ * The same, where nothing is forwarded; see fence.h.
+ */
+void
+cutover_fence_take(CutoverTarget *target, Oid relid)
+{
+	(void) fence_pass(target, relid, false);
+}
+
+/*
+ * Is this write one for new?  If not, old is master and the fence is taken.
+ */
+bool
+cutover_fence_forwards(CutoverTarget *target, Oid relid)
+{
+	return target->fenced != cutover_my_lxid_compat() && fence_pass(target, relid, true);
+}
+
 
 /*
  * Visitor: the target of a row of _table.

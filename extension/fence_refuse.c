@@ -282,6 +282,8 @@ cutover_fence_refuse(const CutoverTarget *target, Oid relid)
 	ereport(ERROR,
 			(errcode(ERRCODE_READ_ONLY_SQL_TRANSACTION),
 			 errmsg("cannot write to table %s: it has moved to another database", fence_relation_name(relid)),
+			 target->forward ? errdetail("Table %s belongs to target \"%s\", which is in mode new_only, and this statement could not be forwarded.",
+										 fence_relation_name(relid), names.target) :
 			 errdetail("Table %s belongs to target \"%s\", which is in mode new_only.",
 					   fence_relation_name(relid), names.target),
 			 address[0] != '\0' ? errhint("Write to it there: %s", address) :

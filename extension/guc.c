@@ -11,6 +11,7 @@
 #include "guc.h"
 #include "shmem.h"
 
+bool		cutover_guc_allow_mixed_transactions = false;
 int			cutover_guc_apply_batch_rows = 50000;
 int			cutover_guc_apply_memory = 64 * 1024;
 int			cutover_guc_capture = CUTOVER_CAPTURE_MARK;
@@ -43,6 +44,7 @@ int			cutover_guc_shadow_max_rows = 10000;
 int			cutover_guc_shadow_workers = 1;
 int			cutover_guc_spill_size = 1024;
 char	   *cutover_guc_switch_stop_at = NULL;
+static char *cutover_guc_forwarded = NULL;
 static char *cutover_guc_token = NULL;
 
 static const struct config_enum_entry capture_options[] = {
@@ -71,6 +73,11 @@ static const struct config_enum_entry read_from_options[] = {
 void
 cutover_guc_init(void)
 {
+	DefineCustomBoolVariable("cutover.allow_mixed_transactions",
+							 "One transaction may write to tables that have moved to new and to others.",
+							 "New commits first, then old: if old fails to, new keeps what it has.",
+							 &cutover_guc_allow_mixed_transactions, false,
+							 PGC_USERSET, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("cutover.apply_batch_rows",
 							"Number of changes after which the replicator commits on new.",
 							"Larger sets coalesce more and cost less for each change; smaller ones show sooner.",
@@ -136,6 +143,12 @@ cutover_guc_init(void)
 							"Then it succeeds with a warning; new gets the change later.",
 							&cutover_guc_dual_write_timeout, 3000, 1, INT_MAX,
 							PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	/* like cutover.token */
+	DefineCustomStringVariable("cutover.forwarded",
+							   "Tells the guard on new that statements come from clients of old.",
+							   NULL,
+							   &cutover_guc_forwarded, "",
+							   PGC_USERSET, GUC_NO_SHOW_ALL | GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE, NULL, NULL, NULL);
 	DefineCustomIntVariable("cutover.in_doubt_timeout",
 							"How long a write waits while nobody knows which side is master.",
 							"A switch that was cut off is decided as soon as new can be asked. Then the write fails.",

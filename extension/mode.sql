@@ -78,8 +78,6 @@ BEGIN
 	IF timeout < interval '0' OR timeout > interval '10 years' THEN
 		RAISE EXCEPTION 'timeout % is out of range', timeout USING ERRCODE = '22023',
 			DETAIL = 'It says how long to wait at most for transactions that write.', HINT = 'Give an interval such as ''10 s''.';
-	ELSIF old_writes = 'forward' THEN
-		PERFORM cutover._raise_unsupported('cutover_set_mode(old_writes => ''forward'')', 'Use old_writes => ''reject''.');
 	END IF;
 
 	SELECT x.* INTO STRICT t FROM cutover._target x WHERE x.target_id = cutover._target_id(cutover_set_mode.target);

@@ -77,7 +77,8 @@ BEGIN
 	ELSE
 		SELECT g.master, g.master_since, g.protect, g.old_database INTO m FROM cutover.migration g;
 	END IF;
-	IF m.master = 'old' AND m.protect AND NOT EXISTS (SELECT FROM cutover.token t WHERE t.pid = pg_backend_pid() AND t.proving) THEN
+	-- what clients of old have old forward must not come here once old is master again
+	IF m.master = 'old' AND (m.protect OR current_setting('cutover.forwarded', true) = 'on') AND NOT EXISTS (SELECT FROM cutover.token t WHERE t.pid = pg_backend_pid() AND t.proving) THEN
 		RAISE EXCEPTION 'table %.% can not be written to here', quote_ident(TG_TABLE_SCHEMA), quote_ident(TG_TABLE_NAME) USING ERRCODE = '25006',
 			DETAIL = format('It is under migration from database "%s", which is still the master of it.', m.old_database),
 			HINT = 'Write there. Should that database be lost, SELECT cutover.take_over() makes this one the master; the setting cutover.protect_new there turns this check off.';

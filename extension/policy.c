@@ -42,8 +42,8 @@ static LocalTransactionId imported = InvalidLocalTransactionId; /* whose snapsho
 /*
  * Do reads follow forwarded writes to new?
  */
-static bool
-policy_is_forward(CutoverTarget *target)
+bool
+cutover_policy_is_forward(CutoverTarget *target)
 {
 	return target->known && target->active && target->ours && target->mode == CUTOVER_MODE_NEW_ONLY &&
 		target->forward && !RecoveryInProgress();
@@ -324,7 +324,7 @@ cutover_policy_decide(CutoverTarget *target, List *table_ids, const char **why_n
 	AcceptInvalidationMessages();
 	(void) cutover_tracked_target(target->target_id);
 	policy = cutover_policy_get(target);
-	if (policy_is_forward(target))
+	if (cutover_policy_is_forward(target))
 		why = policy_decide_forward(target, policy);
 	else
 		why = policy_choose(target, policy, table_ids);
@@ -367,7 +367,7 @@ cutover_policy_side_of(CutoverTarget *target, const PolicyReader *reader)
 {
 	int			why;
 
-	if (policy_is_forward(target))
+	if (cutover_policy_is_forward(target))
 		return reader->read_from == CUTOVER_READ_FROM_OLD ? CUTOVER_WHY_INDEX_READ_FROM : POLICY_NEW;
 	why = policy_state(target);
 	return why == POLICY_NEW ? cutover_policy_wish(target, cutover_policy_get(target), reader, NIL) : why;
@@ -388,7 +388,7 @@ cutover_policy_may_fall_back(CutoverTarget *target)
 		return false;
 	if (target->wrote_new != 0 && (slot == NULL || !policy_has_own(slot, &target->wrote_new)))
 		return false;
-	if (!policy_is_forward(target))
+	if (!cutover_policy_is_forward(target))
 		return true;
 	/* old is the one that follows, and no longer the one that is asked */
 	lag = slot != NULL ? policy_lag(slot) : -1;

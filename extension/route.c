@@ -16,6 +16,7 @@
 #include "tcop/utility.h"
 
 #include "compat.h"
+#include "forward.h"
 #include "route.h"
 #include "route_remote.h"
 #include "route_scan.h"
@@ -44,6 +45,12 @@ route_in_client(void)
 	return MyBackendType == B_BACKEND && !IsParallelWorker() && IsTransactionState() && !RecoveryInProgress();
 }
 
+static inline bool
+route_handles(CmdType command)
+{
+	return command == CMD_SELECT || command == CMD_INSERT || command == CMD_UPDATE || command == CMD_DELETE;
+}
+
 /*
  * The planner's hook.
  */
@@ -55,15 +62,18 @@ route_planner(Query *parse, const char *query_string, int cursor_options, ParamL
 	RouteCheck	check;
 	int32		target_id = 0;
 
-	if (parse->commandType == CMD_SELECT && route_in_client() && cutover_tracked_any())
+	if (route_handles(parse->commandType) && route_in_client() && cutover_tracked_any())
 		target_id = cutover_route_reads_target(parse);
 	if (target_id != 0)
 	{
-		cutover_route_check(parse, &check);
+		query = parse->commandType != CMD_SELECT || parse->hasModifyingCTE ? cutover_forward_rewrite(parse) : parse;
+		cutover_route_check(query, &check);
 		/* the planner scribbles on what it gets */
-		if (check.why == NULL)
+		if (check.why != NULL)
+			query = NULL;
+		else if (query == parse)
 			query = copyObject(parse);
-		else
+		if (check.why != NULL && parse->commandType == CMD_SELECT)
 			cutover_policy_count(cutover_tracked_target(target_id), CUTOVER_READ_KEPT, check.why);
 	}
 	if (previous_planner)
@@ -103,14 +113,36 @@ route_reads_old(QueryDesc *desc, CutoverTarget *target)
  * Must what runs now stay on old, whatever it is?
  */
 bool
+cutover_route_forbidden(void)
+{
+	return utility_depth > 0 || !route_in_client() || InSecurityRestrictedOperation();
+}
+
+/*
+ * The same for a read, on account of what it is part of.
+ */
+bool
 cutover_route_context_forbids(CutoverTarget *target)
 {
-	if (utility_depth > 0 || !route_in_client() || InSecurityRestrictedOperation())
+	if (cutover_route_forbidden())
 		return true;
 	for (RouteActive *a = active; a; a = a->outer)
 		if (a->desc->operation != CMD_SELECT || a->desc->plannedstmt->hasModifyingCTE || route_reads_old(a->desc, target))
 			return true;
 	return false;
+}
+
+/*
+ * How many statements are being executed, one inside the other?
+ */
+int
+cutover_route_depth(void)
+{
+	int			depth = 0;
+
+	for (RouteActive *a = active; a; a = a->outer)
+		depth++;
+	return depth;
 }
 
 /*
@@ -124,6 +156,8 @@ route_start(QueryDesc *desc, int eflags)
 		previous_start(desc, eflags);
 	else
 		standard_ExecutorStart(desc, eflags);
+	if (cutover_tracked_forwards() && !(eflags & EXEC_FLAG_EXPLAIN_ONLY))
+		cutover_forward_check_start(desc);
 }
 
 /*
@@ -216,6 +250,8 @@ static void
 route_utility(PlannedStmt *plan, const char *query_string, bool read_only_tree, ProcessUtilityContext context,
 			  ParamListInfo params, QueryEnvironment *env, DestReceiver *dest, QueryCompletion *qc)
 {
+	if (IsA(plan->utilityStmt, CopyStmt) && cutover_tracked_forwards())
+		cutover_forward_check_utility(plan->utilityStmt);
 	if (route_runs_queries(plan->utilityStmt))
 	{
 		route_next_utility(plan, query_string, read_only_tree, context, params, env, dest, qc);
@@ -242,6 +278,7 @@ cutover_route_init(void)
 	cutover_route_init_tables();
 	cutover_route_init_scan();
 	cutover_route_init_remote();
+	cutover_forward_init();
 	previous_planner = planner_hook;
 	planner_hook = route_planner;
 	previous_start = ExecutorStart_hook;

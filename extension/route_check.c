@@ -19,6 +19,7 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 
+#include "forward.h"
 #include "route.h"
 
 typedef struct CheckContext
@@ -28,6 +29,8 @@ typedef struct CheckContext
 	bool		folding;		/* parts that can be computed on old beforehand will be */
 	bool		unstable;		/* saw something that is not immutable */
 	bool		conditional;	/* in something that is not always computed */
+	bool		writes;			/* rows may be changed and locked */
+	RangeTblEntry *inserted;	/* the table of the INSERT that is looked at */
 } CheckContext;
 
 static bool check_query(Query *query, CheckContext *cxt);
@@ -117,8 +120,8 @@ check_relation(RangeTblEntry *rte, CheckContext *cxt)
 	RouteCheck *check = cxt->check;
 	RouteTable *table;
 
-	if (rte->relkind == RELKIND_VIEW)
-		return false;			/* expanded; what is left of it is for permissions */
+	if (rte->relkind == RELKIND_VIEW || rte->relkind == RELKIND_COMPOSITE_TYPE)
+		return false;			/* expanded; what is left of it is for permissions.  Or EXCLUDED */
 	table = cutover_route_table(rte->relid);
 	if (get_rel_persistence(rte->relid) == RELPERSISTENCE_TEMP)
 		return check_refuse(cxt, CUTOVER_WHY(TEMP_TABLE), get_rel_name(rte->relid));
@@ -126,8 +129,11 @@ check_relation(RangeTblEntry *rte, CheckContext *cxt)
 		return check_refuse(cxt, CUTOVER_WHY(OTHER_TABLE), get_rel_name(rte->relid));
 	check->target_id = table->target_id;
 	check->table_ids = list_append_unique_int(check->table_ids, table->table_id);
-	if (table->partial || (rte->tablesample && !table->same))
+	if (table->partial || ((rte->tablesample || cxt->writes) && !table->same) ||
+		(cxt->writes && table->computed))
 		return check_refuse(cxt, CUTOVER_WHY(MAPPING), get_rel_name(rte->relid));
+	if (rte == cxt->inserted)
+		return false;
 	/* children may be others there; ONLY means something else where one side is partitioned */
 	if (rte->relkind == RELKIND_RELATION ? rte->inh && has_subclass(rte->relid) : !rte->inh)
 		return check_refuse(cxt, CUTOVER_WHY(OTHER_TABLE), get_rel_name(rte->relid));
@@ -190,7 +196,7 @@ check_var(Var *var, CheckContext *cxt)
 	if (var->varattno == 0)
 	{
 		cxt->check->whole_row = true;
-		if (rte->tablesample)
+		if (rte->tablesample || cxt->writes)
 			return check_refuse(cxt, CUTOVER_WHY(OTHER), NULL);
 		for (int i = 0; i < table->natts; i++)
 			if (table->columns[i] == NULL && get_attname(rte->relid, i + 1, true) != NULL &&
@@ -211,6 +217,8 @@ check_function(Oid function, void *arg)
 {
 	CheckContext *cxt = arg;
 
+	if (cxt->writes && cutover_forward_function(function))
+		return false;
 	switch (cutover_route_function(function))
 	{
 		case ROUTE_ANYWHERE:
@@ -312,7 +320,7 @@ check_special(Node *node, CheckContext *cxt)
 		case T_Var:
 			return check_var((Var *) node, cxt);
 		case T_Param:
-			if (((Param *) node)->paramkind == PARAM_SUBLINK)
+			if (((Param *) node)->paramkind == PARAM_SUBLINK || ((Param *) node)->paramkind == PARAM_MULTIEXPR)
 				return false;	/* the column of a subquery */
 			if (((Param *) node)->paramkind != PARAM_EXTERN)
 				return check_refuse(cxt, CUTOVER_WHY(OTHER), NULL);
@@ -324,7 +332,8 @@ check_special(Node *node, CheckContext *cxt)
 				Const	   *c = (Const *) node;
 
 				if (check_names_objects(c->consttype) && !c->constisnull &&
-					DatumGetObjectId(c->constvalue) >= FirstUnpinnedObjectId)
+					DatumGetObjectId(c->constvalue) >= FirstUnpinnedObjectId &&
+					!(cxt->writes && cutover_forward_sequence(c)))
 					return check_refuse(cxt, CUTOVER_WHY(TYPE), format_type_be(c->consttype));
 				/* its text depends on a locale */
 				if (c->consttype == MONEYOID)
@@ -358,6 +367,7 @@ check_special(Node *node, CheckContext *cxt)
 			cxt->check->settings = true;
 			return false;
 		case T_NextValueExpr:
+			return cxt->writes ? false : check_refuse(cxt, CUTOVER_WHY(OTHER), NULL);
 		case T_CurrentOfExpr:
 		case T_ConvertRowtypeExpr:
 			return check_refuse(cxt, CUTOVER_WHY(OTHER), NULL);
@@ -381,6 +391,14 @@ check_node(Node *node, CheckContext *cxt)
 		return check_query((Query *) node, cxt);
 	if (IsA(node, RangeTblEntry))
 		return check_rte((RangeTblEntry *) node, cxt);
+	if (IsA(node, OnConflictExpr))
+	{
+		/* not EXCLUDED's own columns: used or not, they are all there */
+		OnConflictExpr *conflict = (OnConflictExpr *) node;
+
+		return check_node((Node *) conflict->arbiterElems, cxt) || check_node(conflict->arbiterWhere, cxt) ||
+			check_node((Node *) conflict->onConflictSet, cxt) || check_node(conflict->onConflictWhere, cxt);
+	}
 	if (IsA(node, RangeTblFunction) && cxt->folding)
 	{
 		/* its place is in FROM: what it is given may be folded, itself not */
@@ -403,6 +421,23 @@ check_node(Node *node, CheckContext *cxt)
 }
 
 /*
+ * Could a query that changes or locks rows do so on new?
+ */
+static bool
+check_write(Query *query, CheckContext *cxt)
+{
+	RowMarkClause *mark = query->rowMarks != NIL ? linitial(query->rowMarks) : NULL;
+
+	if (mark != NULL && rt_fetch(mark->rti, query->rtable)->rtekind == RTE_RELATION && !OidIsValid(cxt->check->relid))
+		cxt->check->relid = rt_fetch(mark->rti, query->rtable)->relid;
+	if (query->commandType == CMD_SELECT)
+		return true;
+	cxt->check->relid = rt_fetch(query->resultRelation, query->rtable)->relid;
+	return (query->commandType == CMD_INSERT || query->commandType == CMD_UPDATE || query->commandType == CMD_DELETE) &&
+		query->withCheckOptions == NIL;
+}
+
+/*
  * Clauses of a query that are no expressions.
  */
 static bool
@@ -410,9 +445,9 @@ check_clauses(Query *query, CheckContext *cxt)
 {
 	ListCell   *lc;
 
-	if (query->commandType != CMD_SELECT || query->hasModifyingCTE)
+	if (cxt->writes ? !check_write(query, cxt) : query->commandType != CMD_SELECT || query->hasModifyingCTE)
 		return check_refuse(cxt, CUTOVER_WHY(MODIFYING_CTE), NULL);
-	if (query->rowMarks != NIL || query->hasForUpdate)
+	if ((query->rowMarks != NIL || query->hasForUpdate) && !cxt->writes)
 		return check_refuse(cxt, CUTOVER_WHY(ROW_LOCK), NULL);
 	if (query->hasRowSecurity)
 		return check_refuse(cxt, CUTOVER_WHY(ROW_SECURITY), NULL);
@@ -439,17 +474,21 @@ static bool
 check_query(Query *query, CheckContext *cxt)
 {
 	bool		conditional = cxt->conditional;
+	RangeTblEntry *inserted = cxt->inserted;
 	bool		stop;
 
 	if (check_clauses(query, cxt))
 		return true;
 	cxt->queries = lcons(query, cxt->queries);
 	cxt->conditional = false;
+	/* it is named without its partitions */
+	cxt->inserted = query->commandType == CMD_INSERT ? rt_fetch(query->resultRelation, query->rtable) : NULL;
 	/* columns of joins are looked at where they are used */
 	stop = query_tree_walker(query, check_node, cxt,
 							 QTW_EXAMINE_RTES_BEFORE | QTW_EXAMINE_SORTGROUP | QTW_IGNORE_JOINALIASES);
 	cxt->queries = list_delete_first(cxt->queries);
 	cxt->conditional = conditional;
+	cxt->inserted = inserted;
 	return stop;
 }
 
@@ -461,7 +500,7 @@ check_result(Query *query, CheckContext *cxt)
 {
 	ListCell   *lc;
 
-	foreach(lc, query->targetList)
+	foreach(lc, query->commandType == CMD_SELECT ? query->targetList : query->returningList)
 	{
 		TargetEntry *tle = lfirst(lc);
 		Oid			type = exprType((Node *) tle->expr);
@@ -479,10 +518,21 @@ check_result(Query *query, CheckContext *cxt)
 void
 cutover_route_check(Query *query, RouteCheck *check)
 {
-	CheckContext cxt = {.check = check};
+	CheckContext cxt = {.check = check, .writes = query->commandType != CMD_SELECT};
 
 	memset(check, 0, sizeof(*check));
-	if (check_query(query, &cxt) || check_result(query, &cxt))
+	if (check_query(query, &cxt) && !cxt.writes &&
+		(check->why == CUTOVER_WHY(ROW_LOCK) || check->why == CUTOVER_WHY(MODIFYING_CTE)))
+	{
+		/* once more: as what it is */
+		memset(check, 0, sizeof(*check));
+		memset(&cxt, 0, sizeof(cxt));
+		cxt.check = check;
+		cxt.writes = true;
+		(void) check_query(query, &cxt);
+	}
+	check->writes = cxt.writes;
+	if (check->why != NULL || check_result(query, &cxt))
 		return;
 	if (cxt.unstable)
 	{

@@ -20,6 +20,7 @@
 #include "utils/syscache.h"
 #include "utils/timeout.h"
 
+#include "forward.h"
 #include "guc.h"
 #include "route_remote.h"
 
@@ -143,7 +144,9 @@ cutover_route_session(int32 target_id)
 		memset((char *) session + sizeof(int32), 0, sizeof(*session) - sizeof(int32));
 		dlist_init(&session->prepared);
 	}
-	if (session->xact_failed)
+	if (session->xact_failed && session->forward)
+		cutover_forward_raise_lost();
+	else if (session->xact_failed)
 		connect_raise_snapshot_lost();
 	if (session->ep && !session->in_xact && session->stream == NULL &&
 		(session->stale || !cutover_endpoint_is_usable(session->ep)))
@@ -163,55 +166,20 @@ cutover_route_session(int32 target_id)
 	session->collation = -1;
 	if (session->settings)
 		pfree(session->settings);
-	session->settings = NULL;
+	if (session->path)
+		pfree(session->path);
+	session->settings = session->path = NULL;
 	session->settings_refused = false;
 	return session;
 }
 
 /*
- * The local transaction has ended: so does new's.  Must not raise.
+ * The sessions, by target; NULL = there was none yet.
  */
-static void
-connect_xact_callback(XactEvent event, void *arg)
+HTAB *
+cutover_route_sessions(void)
 {
-	HASH_SEQ_STATUS seq;
-	RouteSession *session;
-	bool		committed = event == XACT_EVENT_COMMIT || event == XACT_EVENT_PREPARE;
-
-	if (sessions == NULL || (!committed && event != XACT_EVENT_ABORT))
-		return;
-	hash_seq_init(&seq, sessions);
-	while ((session = hash_seq_search(&seq)) != NULL)
-	{
-		/* a query in the middle, or nobody can say where: new may not even answer */
-		if (session->ep && (session->stream || !cutover_endpoint_is_quiet(session->ep)))
-			cutover_route_disconnect(session);
-		else if (session->in_xact && session->ep)
-			cutover_endpoint_send_off(session->ep, committed ? "COMMIT" : "ROLLBACK");
-		if (session->in_xact && !committed && session->settings)
-		{
-			pfree(session->settings);	/* those set in it are rolled back, too */
-			session->settings = NULL;
-		}
-		session->in_xact = session->xact_failed = false;
-	}
-}
-
-/*
- * Part of the local transaction was rolled back: a query that it was waiting for is of no use.
- */
-static void
-connect_subxact_callback(SubXactEvent event, SubTransactionId id, SubTransactionId parent, void *arg)
-{
-	HASH_SEQ_STATUS seq;
-	RouteSession *session;
-
-	if (sessions == NULL || event != SUBXACT_EVENT_ABORT_SUB)
-		return;
-	hash_seq_init(&seq, sessions);
-	while ((session = hash_seq_search(&seq)) != NULL)
-		if (session->ep && session->stream == NULL && !cutover_endpoint_is_quiet(session->ep))
-			cutover_route_disconnect(session);
+	return sessions;
 }
 
 /*
@@ -236,8 +204,6 @@ connect_address_callback(Datum arg, int cacheid, uint32 hashvalue)
 void
 cutover_route_init_remote(void)
 {
-	RegisterXactCallback(connect_xact_callback, NULL);
-	RegisterSubXactCallback(connect_subxact_callback, NULL);
 	CacheRegisterSyscacheCallback(FOREIGNSERVEROID, connect_address_callback, (Datum) 0);
 	CacheRegisterSyscacheCallback(USERMAPPINGUSERSERVER, connect_address_callback, (Datum) 0);
 }

@@ -18,7 +18,11 @@
 #include "mb/pg_wchar.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
+#include "miscadmin.h"
 #include "optimizer/optimizer.h"
+#include "parser/parsetree.h"
+#include "storage/lmgr.h"
+#include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/hsearch.h"
@@ -27,6 +31,7 @@
 #include "utils/ruleutils.h"
 #include "utils/syscache.h"
 
+#include "compat.h"
 #include "route.h"
 
 /* Translations that a session keeps. */
@@ -169,6 +174,31 @@ deparse_mutator(Node *node, DeparseContext *cxt)
 }
 
 /*
+ * The deparser locks tables as if it read them, and the fence goes by such
+ * locks: give back those on tables that a statement only writes to.
+ */
+static List *
+deparse_note_written(Query *query)
+{
+	List	   *written = NIL;
+	LOCKTAG		tag;
+	ListCell   *lc;
+
+	if (query->commandType != CMD_SELECT && query->resultRelation > 0)
+	{
+		Oid			relid = rt_fetch(query->resultRelation, query->rtable)->relid;
+
+		SET_LOCKTAG_RELATION(tag, MyDatabaseId, relid);
+		if (!cutover_lock_held_compat(&tag, AccessShareLock))
+			written = list_make1_oid(relid);
+	}
+	foreach(lc, query->cteList)
+		if (IsA(((CommonTableExpr *) lfirst(lc))->ctequery, Query))
+			written = list_concat_unique_oid(written, deparse_note_written((Query *) ((CommonTableExpr *) lfirst(lc))->ctequery));
+	return written;
+}
+
+/*
  * The text of a query, with names and constants in a form that means the same everywhere.
  */
 static char *
@@ -178,12 +208,21 @@ deparse_query(Query *query)
 		{"search_path", "pg_catalog"}, {"DateStyle", "ISO"}, {"IntervalStyle", "postgres"}, {"extra_float_digits", "3"}
 	};
 	int			level = NewGUCNestLevel();
+	List	   *written = deparse_note_written(query);
+	LOCKTAG		tag;
+	ListCell   *lc;
 	char	   *sql;
 
 	for (int i = 0; i < lengthof(settings); i++)
 		(void) set_config_option(settings[i][0], settings[i][1], PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	sql = pg_get_querydef(query, false);
 	AtEOXact_GUC(true, level);
+	foreach(lc, written)
+	{
+		SET_LOCKTAG_RELATION(tag, MyDatabaseId, lfirst_oid(lc));
+		if (cutover_lock_held_compat(&tag, AccessShareLock))
+			UnlockRelationOid(lfirst_oid(lc), AccessShareLock);
+	}
 	while (*sql == ' ' || *sql == '\n')
 		sql++;
 	return sql;
@@ -457,7 +496,7 @@ deparse_fill(RoutePlan *plan, Query *query, bool whole_row)
 		deparse_set_param(&plan->params[i], list_nth_oid(cxt.types, i), plan->cxt);
 		i++;
 	}
-	deparse_columns(plan, query->targetList);
+	deparse_columns(plan, query->commandType == CMD_SELECT ? query->targetList : query->returningList);
 	plan->statement = cutover_route_statement(sql);
 	MemoryContextSwitchTo(old);
 }

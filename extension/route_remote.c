@@ -11,6 +11,7 @@
 #include "miscadmin.h"
 #include "utils/memutils.h"
 
+#include "forward.h"
 #include "guc.h"
 #include "route_remote.h"
 
@@ -25,12 +26,26 @@ remote_stream_gone(void *arg)
 {
 	RouteStream *stream = arg;
 
-	if (stream->open && stream->session->stream == stream)
+	if (stream->open && stream->session->stream == stream && stream->session->forward)
+		stream->session->stream = NULL; /* what goes on there ends with the (sub)transaction */
+	else if (stream->open && stream->session->stream == stream)
 		cutover_route_disconnect(stream->session);
 	stream->open = false;
 	if (stream->plan)
 		cutover_route_release(stream->plan);
 	stream->plan = NULL;
+}
+
+/*
+ * The query has come to its end.
+ */
+void
+cutover_route_ended(RouteStream *stream)
+{
+	stream->affected = cutover_endpoint_query_affected(stream->session->ep);
+	stream->at_end = true;
+	stream->open = false;
+	stream->session->stream = NULL;
 }
 
 /*
@@ -73,9 +88,7 @@ cutover_route_free_connection(RouteSession *session)
 				continue;
 			if (answer != CUTOVER_ANSWER_END)
 				cutover_route_raise(stream);
-			stream->open = false;
-			stream->at_end = true;
-			session->stream = NULL;
+			cutover_route_ended(stream);
 		}
 		MemoryContextDelete(row_cxt);
 		tuplestore_select_read_pointer(stream->store, 0);
@@ -180,8 +193,8 @@ remote_prepare(RouteStream *stream, TimestampTz deadline)
 /*
  * Do the columns that new sends have the types that the plan has?
  */
-static bool
-remote_check_types(RouteStream *stream)
+bool
+cutover_route_check_types(RouteStream *stream)
 {
 	RoutePlan  *plan = stream->plan;
 	CutoverEndpoint *ep = stream->session->ep;
@@ -205,8 +218,8 @@ remote_check_types(RouteStream *stream)
 /*
  * Send the query and wait for its first rows.
  */
-static CutoverAnswer
-remote_query(RouteStream *stream, const Datum *values, const bool *nulls, TimestampTz deadline)
+CutoverAnswer
+cutover_route_query(RouteStream *stream, const Datum *values, const bool *nulls, TimestampTz deadline)
 {
 	RoutePlan  *plan = stream->plan;
 	RouteSession *session = stream->session;
@@ -268,11 +281,19 @@ remote_make_ready(RouteStream *stream, bool collation, bool settings, TimestampT
 	}
 	if (IsolationUsesXactSnapshot() && !session->in_xact)
 	{
-		answer = remote_command(session, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", deadline);
+		bool		forward = cutover_policy_is_forward(cutover_tracked_target(session->target_id));
+
+		answer = remote_command(session, forward ? cutover_forward_begin_sql() :
+								"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", deadline);
 		if (answer != CUTOVER_ANSWER_END)
 			return remote_failed(stream, answer);
 		session->in_xact = true;
+		session->forward = forward;
+		session->level = 1;
 	}
+	/* an error must not cost more than it would here */
+	if (session->forward)
+		cutover_forward_enter(session);
 	return ROUTE_STARTED;
 }
 
@@ -283,26 +304,26 @@ static RouteStart
 remote_attempt(RouteStream *stream, bool collation, bool settings, const Datum *values, const bool *nulls)
 {
 	RouteSession *session = stream->session;
-	int			limit = cutover_route_limit();
+	int			limit = session->forward ? 0 : cutover_route_limit();
 	TimestampTz deadline = limit > 0 ? TimestampTzPlusMilliseconds(GetCurrentTimestamp(), limit) : 0;
 	RouteStart	ready = remote_make_ready(stream, collation, settings, deadline);
 	CutoverAnswer answer;
 
 	if (ready != ROUTE_STARTED)
 		return ready;
-	answer = remote_query(stream, values, nulls, deadline);
+	answer = cutover_route_query(stream, values, nulls, deadline);
 	if (answer != CUTOVER_ANSWER_ROWS && answer != CUTOVER_ANSWER_END)
 	{
 		if (answer == CUTOVER_ANSWER_FAILED)
 		{
 			stream->open = false;
 			session->stream = NULL;
-			if (session->in_xact)
+			if (session->in_xact && !session->forward)
 				session->xact_failed = true;
 		}
 		return remote_failed(stream, answer);
 	}
-	if (!remote_check_types(stream))
+	if (!cutover_route_check_types(stream))
 	{
 		stream->plan->refused_on = session->number;
 		stream->plan->refused_why = stream->why = CUTOVER_WHY(MAPPING);
@@ -314,11 +335,7 @@ remote_attempt(RouteStream *stream, bool collation, bool settings, const Datum *
 	stream->nrows = answer == CUTOVER_ANSWER_ROWS ? cutover_endpoint_query_rows(session->ep) : 0;
 	stream->row = 0;
 	if (answer == CUTOVER_ANSWER_END)
-	{
-		stream->at_end = true;
-		stream->open = false;
-		session->stream = NULL;
-	}
+		cutover_route_ended(stream);
 	return ROUTE_STARTED;
 }
 
@@ -447,9 +464,7 @@ cutover_route_fetch(RouteStream *stream, TupleTableSlot *slot)
 		stream->nrows = answer == CUTOVER_ANSWER_ROWS ? cutover_endpoint_query_rows(stream->session->ep) : 0;
 		if (answer == CUTOVER_ANSWER_END)
 		{
-			stream->at_end = true;
-			stream->open = false;
-			stream->session->stream = NULL;
+			cutover_route_ended(stream);
 			return false;
 		}
 	}
@@ -467,6 +482,16 @@ cutover_route_stop(RouteStream *stream)
 {
 	RouteSession *session = stream->session;
 
+	/* to cancel it would end new's transaction, or leave a write half done */
+	while (stream->open && session->stream == stream && session->forward)
+	{
+		CutoverAnswer answer = cutover_endpoint_query_next(session->ep, 0);
+
+		if (answer == CUTOVER_ANSWER_END)
+			cutover_route_ended(stream);
+		else if (answer != CUTOVER_ANSWER_ROWS)
+			cutover_route_raise(stream);
+	}
 	if (stream->open && session->stream == stream)
 	{
 		stream->open = false;

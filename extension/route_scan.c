@@ -1,5 +1,5 @@
 /*
- * route_scan.c - the custom scan that runs a SELECT on old or on new.
+ * route_scan.c - the custom scan that runs a statement on old or on new.
  *
  * It stands above the finished local plan and decides when it is started, so
  * that a prepared statement follows the ratio.  On old it hands through the rows of the local
@@ -23,13 +23,15 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 
+#include "forward.h"
 #include "route_remote.h"
 #include "route_scan.h"
 
 /* custom_private: the query; numbers by ScanPrivate; table ids */
 enum ScanPrivate
 {
-	SCAN_ID, SCAN_TARGET, SCAN_WHOLE_ROW, SCAN_COLLATION, SCAN_SETTINGS
+	SCAN_ID, SCAN_TARGET, SCAN_WHOLE_ROW, SCAN_COLLATION, SCAN_SETTINGS,
+	SCAN_WRITES, SCAN_RELID		/* changes or locks rows, of this table */
 };
 
 typedef enum ScanSide
@@ -52,6 +54,7 @@ typedef struct RouteScanState
 	Relation	saved_relation; /* what belongs in css.ss; see scan_show_position() */
 	TupleTableSlot *saved_slot;
 	bool		shown;
+	List	   *writers;		/* parts of the local plan that would be run by themselves */
 } RouteScanState;
 
 /* The side that was chosen for a plan, between the choice and the start. */
@@ -124,6 +127,7 @@ cutover_route_wrap(Plan *local, Query *query, const RouteCheck *check)
 	scan->custom_plans = list_make1(local);
 	last_id = last_id == INT_MAX ? 1 : last_id + 1;
 	numbers = list_make5_int(last_id, check->target_id, check->whole_row, check->collation, check->settings);
+	numbers = lappend_int(lappend_int(numbers, check->writes), (int) check->relid);
 	scan->custom_private = list_make3(query, numbers, check->table_ids);
 	scan->methods = &scan_methods;
 	return (Plan *) scan;
@@ -204,8 +208,12 @@ scan_go_local(RouteScanState *state, const char *why)
 	MemoryContext old = MemoryContextSwitchTo(estate->es_query_cxt);
 	PlanState  *child;
 
+	if (!(state->eflags & EXEC_FLAG_EXPLAIN_ONLY) && !scan_number(state, SCAN_WRITES))
+		cutover_forward_check_old(state->target->target_id, InvalidOid);
 	state->side = SCAN_LOCAL;
 	state->why = why;
+	estate->es_auxmodifytables = list_concat(state->writers, estate->es_auxmodifytables);
+	state->writers = NIL;
 	child = ExecInitNode(linitial(((CustomScan *) state->css.ss.ps.plan)->custom_plans), estate, state->eflags);
 	state->css.custom_ps = list_make1(child);
 	scan_show_position(state, child);
@@ -213,13 +221,43 @@ scan_go_local(RouteScanState *state, const char *why)
 }
 
 /*
+ * Does a statement only lock rows?
+ */
+static bool
+scan_only_locks(CustomScan *scan)
+{
+	Query	   *query = linitial_node(Query, scan->custom_private);
+
+	return query->commandType == CMD_SELECT && !query->hasModifyingCTE;
+}
+
+/*
+ * The side of a statement that changes or locks rows.  To show it, EXPLAIN must not wait for anything.
+ */
+static CutoverSide
+scan_decide_write(CustomScan *scan, CutoverTarget *target, bool show, const char **why)
+{
+	bool		only_locks = scan_only_locks(scan);
+
+	if (show ? !cutover_route_forbidden() && cutover_policy_is_forward(target) :
+		cutover_forward_decide(target, (Oid) list_nth_int(lsecond(scan->custom_private), SCAN_RELID), only_locks))
+		return CUTOVER_SIDE_NEW;
+	/* to be counted as a read that was kept, if it is one */
+	if (linitial_node(Query, scan->custom_private)->commandType == CMD_SELECT)
+		*why = only_locks ? CUTOVER_WHY(ROW_LOCK) : CUTOVER_WHY(MODIFYING_CTE);
+	return CUTOVER_SIDE_OLD;
+}
+
+/*
  * Choose the side for an execution of a plan.
  */
 static CutoverSide
-scan_decide(CustomScan *scan, const char **why)
+scan_decide(CustomScan *scan, bool show, const char **why)
 {
 	CutoverTarget *target = cutover_tracked_target(list_nth_int(lsecond(scan->custom_private), SCAN_TARGET));
 
+	if (list_nth_int(lsecond(scan->custom_private), SCAN_WRITES))
+		return scan_decide_write(scan, target, show, why);
 	if (!cutover_route_context_forbids(target))
 		return cutover_policy_decide(target, lthird(scan->custom_private), why);
 	*why = CUTOVER_WHY(CONTEXT);
@@ -241,8 +279,8 @@ cutover_route_before_start(QueryDesc *desc, int eflags)
 	if (!IsA(scan, CustomScan) || scan->methods != &scan_methods)
 		return;
 	decided.why = NULL;
-	decided.side = scan_decide(scan, &decided.why);
-	if (decided.side == CUTOVER_SIDE_OLD && !(eflags & EXEC_FLAG_EXPLAIN_ONLY))
+	decided.side = scan_decide(scan, (eflags & EXEC_FLAG_EXPLAIN_ONLY) != 0, &decided.why);
+	if (decided.side == CUTOVER_SIDE_OLD && decided.why && !(eflags & EXEC_FLAG_EXPLAIN_ONLY))
 		cutover_policy_count(cutover_tracked_target(list_nth_int(lsecond(scan->custom_private), SCAN_TARGET)),
 							 CUTOVER_READ_KEPT, decided.why);
 	if (decided.side == CUTOVER_SIDE_OLD && (desc->instrument_options != 0 || (eflags & EXEC_FLAG_EXPLAIN_ONLY)))
@@ -276,7 +314,11 @@ scan_begin(CustomScanState *node, EState *estate, int eflags)
 	state->keep = (eflags & (EXEC_FLAG_BACKWARD | EXEC_FLAG_REWIND)) != 0;
 	state->target = cutover_tracked_target(scan_number(state, SCAN_TARGET));
 	if (is_decided && decided.side == CUTOVER_SIDE_NEW)
+	{
 		state->side = SCAN_NEW;
+		state->writers = estate->es_auxmodifytables;
+		estate->es_auxmodifytables = NIL;
+	}
 	else
 		scan_go_local(state, is_decided ? decided.why : CUTOVER_WHY(OTHER));
 }
@@ -341,10 +383,48 @@ scan_fall_back(RouteScanState *state, RouteStart result)
 		ERRCODE_TO_CATEGORY(stream->sqlstate) == ERRCODE_CONNECTION_EXCEPTION ? CUTOVER_WHY(CONNECTION) : CUTOVER_WHY(ERROR);
 
 	cutover_policy_failed(state->target, late ? 0 : stream->sqlstate);
-	if (!cutover_policy_may_fall_back(state->target))
+	if (cutover_forward_under_way(state->target->target_id) || !cutover_policy_may_fall_back(state->target))
 		cutover_route_raise(stream);
 	cutover_policy_count(state->target, late ? CUTOVER_READ_TIMEOUT : CUTOVER_READ_FALLBACK, why);
 	scan_go_local(state, why);
+}
+
+/*
+ * Run a statement on new that changes or locks rows, or have the local plan do so
+ * if it turns out that old is master again.
+ */
+static void
+scan_start_write(RouteScanState *state, const Datum *values, const bool *nulls)
+{
+	CustomScan *scan = (CustomScan *) state->css.ss.ps.plan;
+	EState	   *estate = state->css.ss.ps.state;
+	const char *why = NULL;
+	ForwardStatement statement = {.relid = (Oid) scan_number(state, SCAN_RELID), .settings = scan_number(state, SCAN_SETTINGS)};
+
+	statement.only_locks = scan_only_locks(scan);
+	statement.returns = estate->es_plannedstmt->commandType == CMD_SELECT || estate->es_plannedstmt->hasReturning;
+	while (cutover_forward_start(state->stream, state->target, &statement, values, nulls) == ROUTE_REFUSED)
+		if (scan_decide_write(scan, state->target, false, &why) == CUTOVER_SIDE_OLD)
+		{
+			scan_go_local(state, why);
+			return;
+		}
+	state->side = SCAN_STREAMING;
+	if (!statement.returns)
+		estate->es_processed += state->stream->affected;
+}
+
+/*
+ * Keep rows that may be asked for again.
+ */
+static void
+scan_keep(RouteScanState *state)
+{
+	MemoryContext old = MemoryContextSwitchTo(state->css.ss.ps.state->es_query_cxt);
+
+	state->stream->store = tuplestore_begin_heap(true, false, work_mem);
+	state->stream->ahead = tuplestore_alloc_read_pointer(state->stream->store, 0);
+	MemoryContextSwitchTo(old);
 }
 
 /*
@@ -373,11 +453,20 @@ scan_start(RouteScanState *state)
 	MemoryContextSwitchTo(econtext->ecxt_per_tuple_memory);
 	values = palloc(sizeof(Datum) * (plan->nparams + 1));
 	nulls = palloc(sizeof(bool) * (plan->nparams + 1));
-	if (scan_params(state, plan, values, nulls))
-		result = cutover_route_start(stream, state->target, scan_number(state, SCAN_COLLATION),
-									 scan_number(state, SCAN_SETTINGS), values, nulls);
-	else
+	if (!scan_params(state, plan, values, nulls))
 		stream->why = CUTOVER_WHY(OTHER);
+	else if (scan_number(state, SCAN_WRITES))
+	{
+		scan_start_write(state, values, nulls);
+		MemoryContextSwitchTo(old);
+		if (state->side == SCAN_STREAMING && state->keep)
+			scan_keep(state);
+		return;
+	}
+	else
+		result = cutover_route_start(stream, state->target,
+									 scan_number(state, SCAN_COLLATION) && !cutover_policy_is_forward(state->target),
+									 scan_number(state, SCAN_SETTINGS), values, nulls);
 	MemoryContextSwitchTo(old);
 	/* the side was chosen some time ago */
 	if (result == ROUTE_STARTED && !cutover_policy_confirm(state->target, scan_tables(state), &stream->why))
@@ -391,12 +480,7 @@ scan_start(RouteScanState *state)
 			state->side = SCAN_STREAMING;
 			cutover_policy_count(state->target, CUTOVER_READ_ROUTED, NULL);
 			if (state->keep)
-			{
-				old = MemoryContextSwitchTo(estate->es_query_cxt);
-				stream->store = tuplestore_begin_heap(true, false, work_mem);
-				stream->ahead = tuplestore_alloc_read_pointer(stream->store, 0);
-				MemoryContextSwitchTo(old);
-			}
+				scan_keep(state);
 			break;
 		case ROUTE_REFUSED:
 			cutover_policy_count(state->target, CUTOVER_READ_KEPT, stream->why);
@@ -471,8 +555,12 @@ scan_exec(CustomScanState *node)
 	if (state->side == SCAN_LOCAL)
 		return ExecProcNode(linitial(node->custom_ps));
 	if (state->stream->store)
-		return scan_from_store(state, slot);
-	return scan_fetch(state, slot) ? slot : ExecClearTuple(slot);
+		slot = scan_from_store(state, slot);
+	else if (!scan_fetch(state, slot))
+		ExecClearTuple(slot);
+	if (!TupIsNull(slot) && node->ss.ps.state->es_plannedstmt->commandType != CMD_SELECT)
+		node->ss.ps.state->es_processed++;
+	return slot;
 }
 
 /*

@@ -110,6 +110,7 @@ route_table_visit_column(Relation rel, HeapTuple tuple, void *arg)
 	bool		isnull;
 	AttrNumber	attnum = DatumGetInt16(cutover_tracked_attr(tuple, desc, "attnum", &isnull));
 
+	table->computed |= isnull;
 	if (!isnull && attnum >= 1 && attnum <= table->natts && table->columns[attnum - 1] == NULL)
 		table->columns[attnum - 1] = MemoryContextStrdup(table->cxt,
 														 NameStr(*DatumGetName(cutover_tracked_attr(tuple, desc, "new_column", &isnull))));
@@ -126,6 +127,7 @@ route_table_fill_columns(RouteTable *table, Relation rel)
 	bool		by_name = table->same;
 
 	table->natts = desc->natts;
+	table->computed = false;
 	table->columns = MemoryContextAllocZero(table->cxt, sizeof(char *) * Max(desc->natts, 1));
 	if (!by_name)
 		cutover_tracked_scan("_column", "_column_pkey", "table_id", INT4OID, Int32GetDatum(table->table_id),

@@ -56,7 +56,8 @@ BEGIN
 	VALUES (target_id, v_target.target, v_target.mode, mode, _record_mode.epoch, _record_mode.pause, drained, v_at);
 	PERFORM cutover._log_event('set_mode', jsonb_build_object('from_mode', v_target.mode, 'to_mode', mode, 'epoch', _record_mode.epoch,
 		'pause_ms', round(extract(epoch FROM _record_mode.pause) * 1000, 3), 'drained', drained), target_id);
-	PERFORM cutover._set_old_read_only(target_id, cutover._master(mode) = 'new' AND (options->>'whole')::boolean IS TRUE);
+	PERFORM cutover._set_old_read_only(target_id, cutover._master(mode) = 'new' AND (options->>'whole')::boolean IS TRUE
+		AND coalesce(options->>'old_writes', v_target.old_writes) = 'reject');
 	RETURN jsonb_build_object('target', v_target.target, 'from_mode', v_target.mode, 'to_mode', mode, 'epoch', _record_mode.epoch,
 		'pause', _record_mode.pause, 'drained_changes', drained, 'changed_at', v_at);
 END

@@ -276,6 +276,7 @@ BEGIN
 		-- already there: nothing paused, nothing drained, no new epoch
 		IF mode = 'new_only' THEN
 			UPDATE cutover._target x SET old_writes = options->>'old_writes' WHERE x.target_id = _do_set_mode.target_id;
+			PERFORM cutover._set_old_read_only(target_id, options->>'old_writes' = 'reject' AND cutover._whole_database(target_id));
 			IF options->>'old_sessions' = 'terminate_idle' THEN
 				PERFORM cutover._terminate_idle(target_id);
 			END IF;

@@ -43,6 +43,7 @@ static Oid	config_oids[CONFIG_TABLES]; /* InvalidOid = not looked up */
 static uint64 invalidations = 0;	/* counts them, to notice one during a fill */
 static uint64 generation = 1;	/* +1 at those of configuration tables; never 0 */
 static int	any_known = -1;		/* is any table under migration?  -1 = to be looked up */
+static int	any_forwards = -1;		/* does any target forward writes?  -1 = to be looked up */
 static double shadow_ratio = -1;	/* the highest of all targets; -1 = to be looked up */
 
 /*
@@ -62,7 +63,7 @@ tracked_forget_all(void)
 	hash_seq_init(&seq, targets);
 	while ((target = hash_seq_search(&seq)) != NULL)
 		target->valid = false;
-	any_known = -1;
+	any_known = any_forwards = -1;
 	shadow_ratio = -1;
 }
 
@@ -79,7 +80,7 @@ tracked_relcache_callback(Datum arg, Oid relid)
 	{
 		/* no tables of ours were there: this may be the first */
 		if (!OidIsValid(config_oids[0]))
-			shadow_ratio = -1;
+			shadow_ratio = any_forwards = -1;
 		for (int i = 0; i < CONFIG_TABLES; i++)
 			if (config_oids[i] == relid)
 			{
@@ -296,6 +297,7 @@ cutover_tracked_target(int32 target_id)
 		target->wrote_old = target->wrote_new = 0;
 		target->policy = NULL;
 		target->fenced = InvalidLocalTransactionId;
+		target->forwarding = InvalidLocalTransactionId;
 	}
 	while (!target->valid)
 	{
@@ -732,6 +734,39 @@ cutover_tracked_shadow_ratio(void)
 	if (before == invalidations)
 		shadow_ratio = ratio;
 	return ratio;
+}
+
+/*
+ * Visitor: does a target forward writes?
+ */
+static bool
+tracked_visit_forwards(Relation rel, HeapTuple tuple, void *arg)
+{
+	TupleDesc	desc = RelationGetDescr(rel);
+	bool		isnull;
+
+	*(bool *) arg = strcmp(TextDatumGetCString(cutover_tracked_attr(tuple, desc, "mode", &isnull)), "new_only") == 0 &&
+		strcmp(TextDatumGetCString(cutover_tracked_attr(tuple, desc, "old_writes", &isnull)), "forward") == 0;
+	return !*(bool *) arg;
+}
+
+/*
+ * Does any target forward writes to new?
+ */
+bool
+cutover_tracked_forwards(void)
+{
+	uint64		before = invalidations;
+	bool		forwards = false;
+
+	if (any_forwards >= 0)
+		return any_forwards > 0;
+	if (!IsTransactionState() || !tracked_know_config())
+		return false;
+	cutover_tracked_scan("_target", NULL, NULL, InvalidOid, (Datum) 0, tracked_visit_forwards, &forwards);
+	if (before == invalidations)
+		any_forwards = forwards;
+	return forwards;
 }
 
 /*

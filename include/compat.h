@@ -126,4 +126,18 @@ cutover_wait_event_compat(uint32 *cache, const char *name)
 #define cutover_lock_held_compat(tag, mode) LockHeldByMe(tag, mode)
 #endif
 
+/* libpq/libpq.h wants headers of GSSAPI, which are not installed with the server's */
+extern void pq_startmsgread(void);
+extern void pq_endmsgread(void);
+extern int	pq_peekbyte(void);
+
+/* 17: tells how much */
+#if PG_VERSION_NUM >= 170000
+extern ssize_t pq_buffer_remaining_data(void);
+#define cutover_client_sent_more_compat() (pq_buffer_remaining_data() > 0)
+#else
+extern bool pq_buffer_has_data(void);
+#define cutover_client_sent_more_compat() pq_buffer_has_data()
+#endif
+
 #endif							/* CUTOVER_COMPAT_H */

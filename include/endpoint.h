@@ -182,6 +182,18 @@ CUTOVER_NORETURN extern void cutover_endpoint_query_raise(CutoverEndpoint *ep, c
  */
 extern bool cutover_endpoint_query_end(CutoverEndpoint *ep);
 
+/* While this is on, a wait passes requests to cancel to new, and does not heed them where interrupts are held. */
+extern void cutover_endpoint_relay_cancel(CutoverEndpoint *ep, bool relay);
+
+/* Is an idle connection still there, as far as can be told at once? */
+extern bool cutover_endpoint_is_alive(CutoverEndpoint *ep);
+
+/* Can new's transaction only be rolled back? */
+extern bool cutover_endpoint_transaction_failed(CutoverEndpoint *ep);
+
+/* Stop what is under way and undo a part of new's transaction, by the statements given; false = it is lost.  Never raises. */
+extern bool cutover_endpoint_roll_back_to(CutoverEndpoint *ep, const char *sql);
+
 /* Can it be used any more?  Is new in a transaction? */
 extern bool cutover_endpoint_is_usable(CutoverEndpoint *ep);
 extern bool cutover_endpoint_in_transaction(CutoverEndpoint *ep);

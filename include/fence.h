@@ -31,6 +31,12 @@ cutover_fence_enter(CutoverTarget *target, Oid relid)
 		cutover_fence_take(target, relid);
 }
 
+/*
+ * For a write that can be forwarded: true = to new.  False: the fence is taken, the
+ * write is old's.  Waits and raises errors as the above.
+ */
+extern bool cutover_fence_forwards(CutoverTarget *target, Oid relid);
+
 /* The same for a schema change of relid; does nothing if it isn't under migration. */
 extern void cutover_fence_ddl(Oid relid);
 

@@ -24,6 +24,7 @@ typedef enum CutoverReadFrom
 	CUTOVER_READ_FROM_NEW
 } CutoverReadFrom;
 
+extern bool cutover_guc_allow_mixed_transactions;
 extern int	cutover_guc_apply_batch_rows;	/* changes in one apply transaction, soft limit */
 extern int	cutover_guc_apply_memory;	/* kB */
 extern int	cutover_guc_capture;	/* CutoverCapturePolicy */

@@ -89,6 +89,9 @@ enum
 extern const char *const cutover_policy_why[CUTOVER_WHYS];
 #define CUTOVER_WHY(symbol) (cutover_policy_why[CUTOVER_WHY_INDEX_##symbol])
 
+/* Do writes go on to new, and reads follow? */
+extern bool cutover_policy_is_forward(CutoverTarget *target);
+
 /* Define the module's hooks and callbacks. */
 extern void cutover_policy_init(void);
 

@@ -28,6 +28,7 @@ typedef struct RouteTable
 	int32		table_id;
 	int32		target_id;
 	bool		partial;		/* new holds some of its rows only, or they are spread */
+	bool		computed;		/* it has columns there that are computed */
 	bool		same;			/* all columns have the names that they have on old, and so has the table */
 	char	   *new_schema;
 	char	   *new_name;
@@ -46,6 +47,8 @@ typedef struct RouteCheck
 	bool		collation;		/* depends on the default collation's order or character classes */
 	bool		settings;		/* depends on session settings that new must be given */
 	bool		whole_row;		/* refers to whole rows of tables */
+	bool		writes;			/* changes or locks rows: see forward.h */
+	Oid			relid;			/* a table that it does that to */
 } RouteCheck;
 
 /* How values of a type come and go. */
@@ -107,6 +110,10 @@ extern void cutover_route_init(void);
 
 /* Must what runs now stay on old, whatever it is?  (utility command, our own code, a statement that writes ...) */
 extern bool cutover_route_context_forbids(CutoverTarget *target);
+
+/* The same whatever the tables are; a write need not ask for more. */
+extern bool cutover_route_forbidden(void);
+extern int	cutover_route_depth(void);
 
 /* route_table.c */
 extern void cutover_route_init_tables(void);

@@ -5,6 +5,7 @@
 #define CUTOVER_ROUTE_REMOTE_H
 
 #include "executor/tuptable.h"
+#include "utils/hsearch.h"
 #include "utils/resowner.h"
 #include "utils/tuplestore.h"
 
@@ -22,6 +23,10 @@ typedef struct RouteSession
 	bool		stale;			/* the address has changed since */
 	bool		in_xact;		/* a transaction on new goes with the local one */
 	bool		xact_failed;	/* ... and was lost */
+	bool		forward;		/* ... writes in it, and commits before it: see forward.h */
+	bool		wrote;			/* something was written on new, in that transaction or by itself */
+	int			level;			/* of new's transaction: 1 = no savepoint, n = s<n> is set */
+	char	   *path;			/* what forwarded statements need that new was given, as SQL; NULL = nothing */
 	struct RouteStream *stream;	/* whose query is under way */
 	int			collation;		/* text is ordered there as here: -1 = not asked yet */
 	char	   *settings;		/* those of this session that new was given; NULL = ours */
@@ -54,6 +59,8 @@ typedef struct RouteStream
 	int			nrows;
 	Tuplestorestate *store;		/* rows that were read ahead, or must be kept */
 	int			ahead;			/* read pointer to append with: the first one stays where it is then */
+	uint64		affected;		/* at the end: rows, as new counts them */
+	int			attempts;		/* that met another master */
 	const char *why;			/* after REFUSED */
 	int			sqlstate;		/* after FAILED */
 	Datum	   *values;			/* of a row that goes into the store */
@@ -66,6 +73,9 @@ extern void cutover_route_init_remote(void);
 /* The connection to a target, made if need be; raises 08001. */
 extern RouteSession *cutover_route_session(int32 target_id);
 extern void cutover_route_disconnect(RouteSession *session);
+
+/* All of them, by target; NULL = there was none yet. */
+extern HTAB *cutover_route_sessions(void);
 
 /* How long new may take until its first row, in ms; 0 = for ever. */
 extern int	cutover_route_limit(void);
@@ -85,6 +95,11 @@ CUTOVER_NORETURN extern void cutover_route_raise(RouteStream *stream);
 /* The next row into the slot, with values in the current memory context; false at the end. */
 extern bool cutover_route_fetch(RouteStream *stream, TupleTableSlot *slot);
 extern void cutover_route_stop(RouteStream *stream);
+
+/* Parts of a start, for forward.c. */
+extern CutoverAnswer cutover_route_query(RouteStream *stream, const Datum *values, const bool *nulls, TimestampTz deadline);
+extern bool cutover_route_check_types(RouteStream *stream);
+extern void cutover_route_ended(RouteStream *stream);
 
 /* Let nobody's query be under way on it: what is left of one is read ahead. */
 extern void cutover_route_free_connection(RouteSession *session);

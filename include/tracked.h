@@ -45,6 +45,7 @@ typedef struct CutoverTarget
 	bool		forward;		/* in new_only: writes go on to new instead of being refused */
 	TimestampTz master_since;	/* when the side that accepts writes last changed; -infinity: never yet */
 	LocalTransactionId fenced;	/* transaction that holds the fence, see fence.h */
+	LocalTransactionId forwarding;	/* transaction that has writes on new, see forward.h */
 	Oid			fence;			/* cutover._fence_<target_id>; InvalidOid = there is none */
 	double		read_ratio;		/* in percent */
 	double		shadow_ratio;
@@ -116,6 +117,9 @@ extern void cutover_tracked_forget(Oid relid);
 
 /* False if no table of this database is under migration; cheap after the first call. */
 extern bool cutover_tracked_any(void);
+
+/* Does any target forward writes to new?  Costs nothing after the first call. */
+extern bool cutover_tracked_forwards(void);
 
 /* The highest ratio of shadow reads of any target, in percent; costs nothing after the first call. */
 extern double cutover_tracked_shadow_ratio(void);

@@ -86,6 +86,8 @@ struct CutoverEndpoint
 	bool		expecting;		/* ... and has not been waited for yet */
 	uint32		slow_answers;	/* queries in a row that were not worth watching for */
 	bool		sent_off;		/* a statement whose result nobody waited for */
+	bool		relay;			/* requests to cancel go to new ... */
+	bool		relayed;		/* ... and one did */
 	PGresult   *rows;			/* what came last */
 	PGresult   *error;
 };
@@ -99,7 +101,6 @@ CUTOVER_NORETURN extern void cutover_endpoint_raise_result(CutoverEndpoint *ep, 
 CUTOVER_NORETURN extern void cutover_endpoint_raise_lost(CutoverEndpoint *ep, const char *sql);
 extern CutoverRows *cutover_endpoint_collect(CutoverEndpoint *ep, const char *sql);
 extern CutoverRows *cutover_endpoint_copy_rows(const PGresult *res);
-extern bool cutover_endpoint_roll_back_to(CutoverEndpoint *ep, const char *sql);
 
 /* endpoint_pipeline.c */
 extern void cutover_endpoint_take_results(CutoverEndpoint *ep, bool wait);

@@ -8,6 +8,7 @@
 #include "postgres.h"
 
 #include <sched.h>
+#include <sys/socket.h>
 
 #include "miscadmin.h"
 #include "portability/instr_time.h"
@@ -126,6 +127,11 @@ query_wait(CutoverEndpoint *ep, bool writing, TimestampTz deadline)
 		{
 			ResetLatch(MyLatch);
 			CHECK_FOR_INTERRUPTS();
+			if (ep->relay && !ep->relayed && (QueryCancelPending || ProcDiePending))
+			{
+				ep->relayed = true;
+				cutover_endpoint_cancel(ep);
+			}
 		}
 		if (occurred.events & (WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE))
 			return true;
@@ -310,7 +316,11 @@ cutover_endpoint_query_next(CutoverEndpoint *ep, TimestampTz deadline)
 				}
 				if (res == NULL)
 					return answer == CUTOVER_ANSWER_LATE ? answer : query_lost(ep);
-				PQclear(res);
+				/* a statement that was done, and a transaction that then could not commit */
+				PQclear(ep->error);
+				ep->error = PQresultStatus(res) == PGRES_FATAL_ERROR ? res : NULL;
+				if (ep->error == NULL)
+					PQclear(res);
 				continue;
 			case PGRES_COPY_IN:
 			case PGRES_COPY_OUT:
@@ -411,6 +421,37 @@ cutover_endpoint_query_end(CutoverEndpoint *ep)
 		return PQstatus(ep->conn) == CONNECTION_OK;
 	}
 	return cutover_endpoint_stop(ep);
+}
+
+void
+cutover_endpoint_relay_cancel(CutoverEndpoint *ep, bool relay)
+{
+	ep->relay = relay;
+	ep->relayed = false;
+}
+
+/*
+ * Is an idle connection still there?
+ */
+bool
+cutover_endpoint_is_alive(CutoverEndpoint *ep)
+{
+	char		byte;
+
+	if (ep->broken || PQstatus(ep->conn) == CONNECTION_BAD)
+		return false;
+	if (recv(PQsocket(ep->conn), &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0)
+		return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR;
+	/* its end, a farewell, or something harmless */
+	if (!PQconsumeInput(ep->conn))
+		return false;
+	return PQstatus(ep->conn) == CONNECTION_OK && recv(PQsocket(ep->conn), &byte, 1, MSG_PEEK | MSG_DONTWAIT) != 0;
+}
+
+bool
+cutover_endpoint_transaction_failed(CutoverEndpoint *ep)
+{
+	return PQtransactionStatus(ep->conn) == PQTRANS_INERROR;
 }
 
 bool
