@@ -486,6 +486,7 @@ deparse_fill(RoutePlan *plan, Query *query, bool whole_row)
 
 	foreach(lc, plan->folded)
 		lfirst(lc) = expression_planner(lfirst(lc));
+	plan->folded_may_fail = cutover_route_fold_may_fail(plan->folded);
 	plan->nparams = list_length(cxt.externs);
 	plan->params = palloc0(sizeof(RouteColumn) * Max(plan->nparams, 1));
 	plan->externs = palloc(sizeof(int) * Max(plan->nparams, 1));

@@ -11,6 +11,7 @@
 #include "catalog/pg_type.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
+#include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 
 #include "route.h"
@@ -186,4 +187,54 @@ cutover_route_fold(Query *query, int first, List **folded)
 
 	*folded = cxt.folded;
 	return result;
+}
+
+/*
+ * Walker: true unless the expression can't fail.
+ */
+static bool
+fold_may_fail(Node *node, void *arg)
+{
+	if (node == NULL)
+		return false;
+	switch (nodeTag(node))
+	{
+		case T_List:
+		case T_Const:
+		case T_Param:
+		case T_SQLValueFunction:
+		case T_RelabelType:
+			break;
+		case T_FuncExpr:
+			if (((FuncExpr *) node)->args != NIL)
+				return true;
+			break;
+		case T_OpExpr:
+			set_opfuncid((OpExpr *) node);
+			switch (((OpExpr *) node)->opfuncid)
+			{
+				case F_TIMESTAMPTZ_MI_INTERVAL:
+				case F_TIMESTAMPTZ_PL_INTERVAL:
+				case F_DATE_MI_INTERVAL:
+				case F_DATE_PL_INTERVAL:
+				case F_DATE_MII:
+				case F_DATE_PLI:
+					break;
+				default:
+					return true;
+			}
+			break;
+		default:
+			return true;
+	}
+	return expression_tree_walker(node, fold_may_fail, arg);
+}
+
+/*
+ * Could computing these fail?  Old might never have computed them.
+ */
+bool
+cutover_route_fold_may_fail(List *folded)
+{
+	return fold_may_fail((Node *) folded, NULL) && folded != NIL;
 }

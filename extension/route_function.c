@@ -96,7 +96,8 @@ cutover_route_function(Oid function)
 		return ROUTE_SETTINGS;
 	if (volatility == PROVOLATILE_IMMUTABLE)
 		return ROUTE_ANYWHERE;
-	if (volatility == PROVOLATILE_VOLATILE)
+	/* stable by declaration only: these give the transaction a number */
+	if (volatility == PROVOLATILE_VOLATILE || function == F_PG_CURRENT_XACT_ID || function == F_TXID_CURRENT)
 		return ROUTE_NOWHERE;
 	return function_listed(function, by_settings, lengthof(by_settings)) ? ROUTE_SETTINGS : ROUTE_FOLD;
 }

@@ -372,6 +372,46 @@ scan_params(RouteScanState *state, RoutePlan *plan, Datum *values, bool *nulls)
 }
 
 /*
+ * The same where computing some of them may fail: the local plan might never
+ * compute those, so it shall decide.
+ */
+static bool
+scan_params_guarded(RouteScanState *state, RoutePlan *plan, Datum *values, bool *nulls)
+{
+	MemoryContext cxt = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool ok = false;
+
+	/* a write has no local plan that could decide */
+	if (!plan->folded_may_fail || scan_number(state, SCAN_WRITES))
+		return scan_params(state, plan, values, nulls);
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(cxt);
+	PG_TRY();
+	{
+		ok = scan_params(state, plan, values, nulls);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(cxt);
+		error = CopyErrorData();
+		if (ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_OPERATOR_INTERVENTION)
+			PG_RE_THROW();
+		FlushErrorState();
+		FreeErrorData(error);
+		RollbackAndReleaseCurrentSubTransaction();
+		ok = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(cxt);
+	CurrentResourceOwner = owner;
+	return ok;
+}
+
+/*
  * New did not answer: old does, if it may.
  */
 static void
@@ -453,7 +493,7 @@ scan_start(RouteScanState *state)
 	MemoryContextSwitchTo(econtext->ecxt_per_tuple_memory);
 	values = palloc(sizeof(Datum) * (plan->nparams + 1));
 	nulls = palloc(sizeof(bool) * (plan->nparams + 1));
-	if (!scan_params(state, plan, values, nulls))
+	if (!scan_params_guarded(state, plan, values, nulls))
 		stream->why = CUTOVER_WHY(OTHER);
 	else if (scan_number(state, SCAN_WRITES))
 	{

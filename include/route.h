@@ -96,6 +96,7 @@ typedef struct RoutePlan
 	int			nextern;		/* the first ones are the query's own ... */
 	int		   *externs;		/* ... with these numbers */
 	List	   *folded;			/* the rest are expressions, computed on old */
+	bool		folded_may_fail;
 	RouteColumn *params;
 	int			ncolumns;		/* of new's result */
 	RouteColumn *columns;
@@ -138,6 +139,8 @@ extern bool cutover_route_ignores_collation(Oid function);
 /* route_fold.c */
 extern Query *cutover_route_fold(Query *query, int first, List **folded);
 extern bool cutover_route_can_fold(Node *node, bool conditional);
+
+extern bool cutover_route_fold_may_fail(List *folded);
 
 /* route_deparse.c */
 extern RoutePlan *cutover_route_translate(int64 id, Query *query, bool whole_row);
