@@ -40,6 +40,7 @@ COMMENT ON VIEW cutover.queue IS 'keys of rows that changed while this database 
 CREATE TABLE cutover.captured (
 	table_id int PRIMARY KEY,
 	relation text NOT NULL,					-- qualified and quoted
+	relid oid NOT NULL,
 	columns text[] NOT NULL,				-- what is stored of a row
 	whole boolean NOT NULL,					-- rows as they were and are; else a key, to be read again
 	image text NOT NULL						-- SQL that makes it; %1$s stands for the row
@@ -185,8 +186,8 @@ BEGIN
 			WHERE a.attrelid = v_rel AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> 'v';
 	END IF;
 	v_text := cutover.make_capture(table_id, v_whole, v_columns, v_rel);
-	INSERT INTO cutover.captured VALUES (table_id, relation, v_columns, v_whole, v_text)
-		ON CONFLICT ON CONSTRAINT captured_pkey DO UPDATE SET relation = EXCLUDED.relation, columns = EXCLUDED.columns, whole = EXCLUDED.whole, image = EXCLUDED.image;
+	INSERT INTO cutover.captured VALUES (table_id, relation, v_rel, v_columns, v_whole, v_text)
+		ON CONFLICT ON CONSTRAINT captured_pkey DO UPDATE SET relation = EXCLUDED.relation, relid = EXCLUDED.relid, columns = EXCLUDED.columns, whole = EXCLUDED.whole, image = EXCLUDED.image;
 	PERFORM cutover.put_capture(table_id);
 	RETURN NULL;
 END

@@ -403,7 +403,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION @extschema@.cutover_wait(interval, name) IS
-'Run: returns when everything committed before the call is on new, with the time that took';
+'Run: returns when everything committed before the call is on the side that follows, with the time that took';
 
 CREATE FUNCTION @extschema@.cutover_start(target name DEFAULT NULL, copy boolean DEFAULT true) RETURNS void
 LANGUAGE plpgsql VOLATILE PARALLEL UNSAFE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

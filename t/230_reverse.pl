@@ -77,6 +77,7 @@ for my $setting ("datestyle = 'SQL, DMY'", "intervalstyle = 'iso_8601'", "bytea_
 is(set_mode('new_only'), 'old_only|new_only', 'new is the master');
 is($old->safe_psql('postgres', 'SELECT old_table::regclass, reverse_closed FROM cutover._table WHERE reverse_closed IS NOT NULL'),
 	'lossy|column price of old goes to new by an expression that can not be turned back', 'the way back is open, but for one table');
+cutover_wait($old);
 is($old->safe_psql('postgres', q{SELECT direction, state, queued_changes FROM cutover.replication ORDER BY 1}), "forward|idle|0\nreverse|streaming|0", 'old follows');
 
 for my $round (1 .. zoo_rounds())
@@ -164,6 +165,19 @@ $locker->query_safe('COMMIT');
 $locker->quit;
 cutover_wait($old);
 cutover_same_tables($old, $new, 'checked');
+
+# tables that change by hand, old first
+on_old('ALTER TABLE counted ADD extra int DEFAULT 1');
+on_new(q{UPDATE counted SET v = 'between' WHERE id = 1});
+on_new('ALTER TABLE counted ADD extra int DEFAULT 1');
+on_new('UPDATE counted SET extra = 2 WHERE id < 4');
+on_new('ALTER TABLE no_key_geometry ADD more int; ALTER TABLE unique_key RENAME b TO c');
+on_new(q{INSERT INTO no_key_geometry (more) VALUES (1); INSERT INTO unique_key VALUES (1000, 'c')});
+cutover_wait($old);
+cutover_same_tables($old, $new, 'counted');
+is($old->safe_psql('postgres', q{SELECT old_table::regclass, reverse_closed FROM cutover._table WHERE old_table::regclass::text IN ('no_key_geometry', 'unique_key') ORDER BY old_table::regclass::text}),
+	"no_key_geometry|it got another column on new, which is not captured of a table that is followed by whole rows\n" .
+	"unique_key|its rows can not be read on new: column \"b\" does not exist", 'what can not be followed is closed, and says why');
 
 # many rows: several steps of one window
 $old->append_conf('postgresql.conf', 'cutover.apply_batch_rows = 100');

@@ -53,6 +53,7 @@ typedef struct Reverse
 	int			idle_ms;
 	TimestampTz kept_at;		/* last housekeeping */
 	TimestampTz checked_at;
+	char	   *shape;			/* of new's tables, as the map was made for */
 } Reverse;
 
 static Reverse rev;
@@ -347,6 +348,23 @@ reverse_take_entries(CutoverRows *entries)
 }
 
 /*
+ * Was a table of new altered since the map was made?
+ */
+static bool
+reverse_shape_changed(const char *shape)
+{
+	if (shape == NULL)
+		shape = "";
+	if (rev.shape != NULL && strcmp(rev.shape, shape) == 0)
+		return false;
+	if (rev.shape != NULL)
+		pfree(rev.shape);
+	rev.shape = MemoryContextStrdup(TopMemoryContext, shape);
+	cutover_mapping_set_stale();
+	return true;
+}
+
+/*
  * One step, in the local transaction that is open.  Returns the number of changes; 0: there was nothing.
  */
 static int
@@ -359,9 +377,18 @@ reverse_step(Replicator *r, bool *finished)
 	int			limit = step->replay ? Min(1000, cutover_guc_apply_batch_rows) : cutover_guc_apply_batch_rows;
 
 	cutover_reverse_begin_reading(step->new);
-	cutover_endpoint_queue_rows(step->new, "SELECT pg_catalog.pg_current_snapshot()", 0, NULL, reverse_keep, &snapshot);
+	/* an altered table has another row in pg_class */
+	cutover_endpoint_queue_rows(step->new, "SELECT pg_catalog.pg_current_snapshot(), (SELECT pg_catalog.string_agg(r.xmin::text, ' ' ORDER BY r.oid)"
+								" FROM cutover.captured c JOIN pg_catalog.pg_class r ON r.oid = c.relid)", 0, NULL, reverse_keep, &snapshot);
 	reverse_queue_entries(limit, &entries);
 	cutover_endpoint_sync(step->new);
+	if (reverse_shape_changed(CUTOVER_CELL(snapshot.rows, 0, 1)))
+	{
+		cutover_endpoint_queue(step->new, "COMMIT", 0, NULL, false);
+		cutover_endpoint_sync(step->new);
+		*finished = false;
+		return 0;
+	}
 	*finished = entries.rows->nrows == 0 || CUTOVER_CELL(entries.rows, 0, 5)[0] == 't';
 	if (entries.rows->nrows == 0 && rev.progress.window == NULL)
 	{
@@ -546,7 +573,7 @@ cutover_reverse_turn(Replicator *r)
 		cutover_replicator_report(r, NULL);
 	}
 	reverse_housekeeping(r);
-	rev.busy = changes > 0;
+	rev.busy = changes > 0 || !finished;
 	rev.idle_ms = rev.busy ? 0 : rev.idle_ms == 0 ? IDLE_FIRST_MS : Min(rev.idle_ms * 2, IDLE_MAX_MS);
 	if (r->slot != NULL && pg_atomic_read_u32(&r->slot->dirty) != 0)
 		return 0;

@@ -21,6 +21,7 @@
 #include "guc.h"
 #include "retry.h"
 #include "reverse_apply.h"
+#include "reverse_state.h"
 
 /* keys or rows that are asked for before waiting, at most; and how many bytes that should be */
 #define READ_SLICE 1000
@@ -614,6 +615,13 @@ reverse_read_single(CutoverReverseStep *step, CutoverReverseTable *table, Revers
 				(errcode(ERRCODE_CONNECTION_FAILURE),
 				 errmsg("lost the connection to new")));
 	cutover_reverse_begin_reading(step->new);
+	if (ERRCODE_TO_CATEGORY(error->sqlerrcode) == ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION)
+	{
+		/* no row of this table can be read */
+		cutover_reverse_state_close(table->table_id, psprintf("its rows can not be read on new: %s", error->message));
+		table->open = false;
+		return;
+	}
 	reverse_note(step, &items[n - 1], NULL, error->sqlerrcode, error->message);
 }
 
@@ -635,6 +643,8 @@ cutover_reverse_read(CutoverReverseStep *step)
 		for (int i = 0; i < work->nitems; i += n)
 		{
 			n = Min(work->nitems - i, step->replay ? 1 : work->table->slice);
+			if (!work->table->open)
+				break;
 			/* what a row was and what it is stay together */
 			if (work->items[i + n - 1].paired)
 				n++;

@@ -31,6 +31,7 @@ typedef struct MapEntry
 {
 	CutoverReverseTable table;	/* first: they are cast */
 	bool		prepared;
+	bool		default_columns;	/* columns that come on both sides go by their names */
 	Oid			relid;
 	char	   *new_schema;
 	char	   *new_name;
@@ -107,7 +108,7 @@ cutover_reverse_map_load(int32 target_id)
 							  "  WHERE c.table_id = t.table_id),"
 							  " (SELECT pg_catalog.array_agg(a.attname::text ORDER BY k.i) FROM pg_catalog.unnest(t.key_attnums) WITH ORDINALITY k (attnum, i)"
 							  "  JOIN pg_catalog.pg_attribute a ON a.attrelid = t.old_table AND a.attnum = k.attnum),"
-							  " EXISTS (SELECT FROM cutover._apply_error e WHERE e.table_id = t.table_id AND e.direction = 'reverse')"
+							  " EXISTS (SELECT FROM cutover._apply_error e WHERE e.table_id = t.table_id AND e.direction = 'reverse'), t.default_columns"
 							  " FROM cutover._table t JOIN cutover._reverse_table r USING (table_id)"
 							  " WHERE t.target_id = $1 AND t.reverse_closed IS NULL",
 							  1, types, args, NULL, true, 0) != SPI_OK_SELECT)
@@ -132,6 +133,7 @@ cutover_reverse_map_load(int32 target_id)
 		entry->expressions = map_texts(i, 10, &n);
 		entry->keys = map_texts(i, 11, &entry->nkeys);
 		entry->table.has_errors = map_text(i, 12)[0] == 't';
+		entry->default_columns = map_text(i, 13)[0] == 't';
 		former = MemoryContextSwitchTo(map_context);
 		map_tables = lappend(map_tables, entry);
 		MemoryContextSwitchTo(former);
@@ -140,10 +142,66 @@ cutover_reverse_map_load(int32 target_id)
 }
 
 /*
+ * Row of a description by the column's name; -1 if there is none.
+ */
+static int
+map_find(CutoverRows *rows, const char *name)
+{
+	for (int row = 0; row < rows->nrows; row++)
+		if (strcmp(CUTOVER_CELL(rows, row, 0), name) == 0)
+			return row;
+	return -1;
+}
+
+/*
+ * Columns that both sides have got since the way back was installed.
+ */
+static void
+map_add_columns(MapEntry *entry, CutoverRows *old, CutoverRows *new)
+{
+	if (!entry->default_columns || entry->table.whole)
+		return;
+	for (int row = 0; row < old->nrows; row++)
+	{
+		char	   *name = CUTOVER_CELL(old, row, 0);
+		bool		known = CUTOVER_CELL(old, row, 3)[0] == 't' || map_find(new, name) < 0;
+
+		for (int i = 0; i < entry->ncolumns && !known; i++)
+			known = strcmp(entry->columns[i], name) == 0;
+		if (known)
+			continue;
+		entry->columns = repalloc(entry->columns, sizeof(char *) * (entry->ncolumns + 1));
+		entry->expressions = repalloc(entry->expressions, sizeof(char *) * (entry->ncolumns + 1));
+		entry->columns[entry->ncolumns] = name;
+		entry->expressions[entry->ncolumns++] = pstrdup(quote_identifier(name));
+	}
+}
+
+/*
+ * What keeps a table of new from being followed as it is now; NULL = nothing.
+ */
+static const char *
+map_new_problem(MapEntry *entry, CutoverRows *new)
+{
+	int			columns = 0;
+
+	if (new->nrows == 0)
+		return "it is gone on new";
+	for (int i = 0; i < entry->table.ncaptured; i++)
+		if (map_find(new, entry->table.captured[i]) < 0)
+			return psprintf("column %s is gone on new", quote_identifier(entry->table.captured[i]));
+	for (int row = 0; row < new->nrows; row++)
+		columns += CUTOVER_CELL(new, row, 3)[0] != 't';
+	if (entry->table.whole && columns > entry->table.ncaptured)
+		return "it got another column on new, which is not captured of a table that is followed by whole rows";
+	return NULL;
+}
+
+/*
  * The table of old, as apply.c wants it.  False if it is gone.
  */
 static bool
-map_describe_old(MapEntry *entry, CutoverEndpoint *old)
+map_describe_old(MapEntry *entry, CutoverEndpoint *old, CutoverRows *new)
 {
 	CutoverApplyTable *apply = &entry->table.apply;
 	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(entry->relid));
@@ -164,20 +222,16 @@ map_describe_old(MapEntry *entry, CutoverEndpoint *old)
 	ReleaseSysCache(tuple);
 
 	rows = cutover_mapping_describe(old, apply->schema, apply->name);
+	map_add_columns(entry, rows, new);
 	apply->cols = palloc0(Max(entry->ncolumns, 1) * sizeof(CutoverColumn));
 	apply->keycols = palloc0(Max(entry->nkeys, 1) * sizeof(int));
 	for (int i = 0; i < entry->ncolumns; i++)
 	{
-		bool		found = false;
+		int			row = map_find(rows, entry->columns[i]);
 
-		for (int row = 0; row < rows->nrows && !found; row++)
-		{
-			found = strcmp(entry->columns[i], CUTOVER_CELL(rows, row, 0)) == 0;
-			if (found)
-				cutover_mapping_column(&apply->cols[i], rows, row);
-		}
-		if (!found)
+		if (row < 0)
 			return false;
+		cutover_mapping_column(&apply->cols[i], rows, row);
 		for (int k = 0; k < entry->nkeys; k++)
 			if (strcmp(entry->keys[k], entry->columns[i]) == 0)
 			{
@@ -209,16 +263,7 @@ map_add_expressions(StringInfo buf, MapEntry *entry)
 static void
 map_new_column(MapEntry *entry, CutoverRows *rows, int i, CutoverColumn *col)
 {
-	for (int row = 0; row < rows->nrows; row++)
-		if (strcmp(CUTOVER_CELL(rows, row, 0), entry->table.captured[i]) == 0)
-		{
-			cutover_mapping_column(col, rows, row);
-			return;
-		}
-	ereport(ERROR,
-			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-			 errmsg("column \"%s\" of table %s is gone on new", entry->table.captured[i],
-					quote_qualified_identifier(entry->new_schema, entry->new_name))));
+	cutover_mapping_column(col, rows, map_find(rows, entry->table.captured[i]));
 }
 
 /*
@@ -319,6 +364,7 @@ cutover_reverse_map_table(int32 table_id, CutoverEndpoint *new, CutoverEndpoint 
 {
 	MemoryContext former;
 	MapEntry   *entry = NULL;
+	const char *problem;
 	CutoverRows *rows;
 	ListCell   *lc;
 
@@ -332,12 +378,14 @@ cutover_reverse_map_table(int32 table_id, CutoverEndpoint *new, CutoverEndpoint 
 
 	former = MemoryContextSwitchTo(map_context);
 	rows = cutover_mapping_describe(new, entry->new_schema, entry->new_name);
-	if (rows->nrows == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("table %s is gone on new", quote_qualified_identifier(entry->new_schema, entry->new_name))));
-	if (!map_describe_old(entry, old))
+	problem = map_new_problem(entry, rows);
+	if (problem == NULL && !map_describe_old(entry, old, rows))
+		problem = "old has lost columns that it was followed by";
+	if (problem != NULL)
+	{
 		entry->table.open = false;
+		cutover_reverse_state_close(table_id, problem);
+	}
 	else
 	{
 		entry->table.fetch = entry->table.whole ? map_fetch_whole(entry, rows) : map_fetch_by_key(entry, rows);
