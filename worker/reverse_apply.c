@@ -444,6 +444,8 @@ reverse_emit(CutoverReverseStep *step, ReverseItem *item, CutoverApplyRow *row)
 		/* a row that old never had, and that is gone again, is none of its business */
 		if (row->op != CUTOVER_APPLY_DELETE)
 			reverse_note(step, item, row->values, ERRCODE_CHECK_VIOLATION, why);
+		else if (table->has_errors)
+			reverse_note(step, item, row->values, 0, NULL);
 		return;
 	}
 	if (!step->replay)
