@@ -412,17 +412,14 @@ cutover_policy_committed(int32 target_id, CutoverSlot *slot)
 }
 
 /*
- * A transaction's forwarded changes are visible on new.
+ * A transaction's forwarded changes are visible on new.  The ticket is drawn when
+ * it is asked for: to have each commit wake the replicator would make old follow in
+ * steps of one transaction, each with a commit of its own on new.
  */
 void
 cutover_policy_committed_new(CutoverTarget *target)
 {
-	CutoverSlot *slot = target->slot;
-
-	target->wrote_new = slot == NULL || slot->target_id != target->target_id ? CUTOVER_TICKET_UNKNOWN :
-		pg_atomic_add_fetch_u64(&slot->wanted, 1);
-	if (slot != NULL)
-		cutover_shmem_wake(slot);
+	target->wrote_new = CUTOVER_TICKET_UNKNOWN;
 	cutover_clients_wrote(target->target_id, target->epoch);
 }
 
