@@ -48,6 +48,7 @@ OBJS = \
 	extension/route_connect.o \
 	extension/route_deparse.o \
 	extension/route_fold.o \
+	extension/route_fresh.o \
 	extension/route_function.o \
 	extension/route_remote.o \
 	extension/route_scan.o \

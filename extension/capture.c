@@ -28,6 +28,7 @@
 #include "guc.h"
 #include "image.h"
 #include "layout.h"
+#include "route_fresh.h"
 #include "tracked.h"
 
 PG_FUNCTION_INFO_V1(cutover_capture_trigger);
@@ -539,6 +540,8 @@ cutover_capture_trigger(PG_FUNCTION_ARGS)
 	if (!entry->active || capture_refused(entry, data))
 		return PointerGetDatum(NULL);
 	old = MemoryContextSwitchTo(image_cxt);
+	if (cutover_route_reads_stale && TRIGGER_FIRED_FOR_ROW(data->tg_event) && !TRIGGER_FIRED_BY_INSERT(data->tg_event))
+		cutover_route_check_fresh(entry->target_id, data->tg_trigtuple);
 	if (TRIGGER_FIRED_BY_INSERT(data->tg_event))
 		capture_insert(entry, data->tg_relation, data->tg_trigtuple);
 	else if (TRIGGER_FIRED_BY_UPDATE(data->tg_event))

@@ -18,6 +18,7 @@
 #include "compat.h"
 #include "forward.h"
 #include "route.h"
+#include "route_fresh.h"
 #include "route_remote.h"
 #include "route_scan.h"
 
@@ -277,6 +278,7 @@ cutover_route_init(void)
 {
 	cutover_route_init_tables();
 	cutover_route_init_scan();
+	cutover_route_init_fresh();
 	cutover_route_init_remote();
 	cutover_forward_init();
 	previous_planner = planner_hook;

@@ -13,6 +13,7 @@
 
 #include "forward.h"
 #include "guc.h"
+#include "route_fresh.h"
 #include "route_remote.h"
 
 /* Statements that are kept prepared on a connection. */
@@ -252,6 +253,22 @@ cutover_route_query(RouteStream *stream, const Datum *values, const bool *nulls,
 }
 
 /*
+ * Note which changes of old are in the snapshot that new has just taken for us.
+ * False if new does not know, or does not answer.
+ */
+static bool
+remote_note_snapshot(RouteSession *session, TimestampTz deadline)
+{
+	char	   *snapshot = NULL;
+
+	if (!cutover_route_ask(session, "SELECT snapshot FROM cutover.progress WHERE direction = 'forward'", deadline, &snapshot) ||
+		snapshot == NULL)
+		return false;
+	cutover_route_note_snapshot(session->target_id, snapshot);
+	return true;
+}
+
+/*
  * What the session and new must have in common before this query.
  */
 static RouteStart
@@ -290,6 +307,16 @@ remote_make_ready(RouteStream *stream, bool collation, bool settings, TimestampT
 		session->in_xact = true;
 		session->forward = forward;
 		session->level = 1;
+		if (!forward && !XactReadOnly && !remote_note_snapshot(session, deadline))
+		{
+			if (!cutover_endpoint_is_usable(session->ep))
+				return remote_failed(stream, CUTOVER_ANSWER_LOST);
+			session->in_xact = false;
+			if (!cutover_endpoint_reset(session->ep))
+				cutover_route_disconnect(session);
+			stream->why = CUTOVER_WHY(ISOLATION);
+			return ROUTE_REFUSED;
+		}
 	}
 	/* an error must not cost more than it would here */
 	if (session->forward)

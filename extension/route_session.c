@@ -46,8 +46,8 @@ static uint64 settings_changes = 1; /* counts them */
  * Run a statement and wait for its end; false if it failed.  The first value of its
  * last row goes to *value if wanted.
  */
-static bool
-session_run(RouteSession *session, const char *sql, TimestampTz deadline, char **value)
+bool
+cutover_route_ask(RouteSession *session, const char *sql, TimestampTz deadline, char **value)
 {
 	CutoverQuery query = {.sql = sql};
 	CutoverAnswer answer;
@@ -145,7 +145,7 @@ cutover_route_send_settings(RouteSession *session, TimestampTz deadline)
 	session->settings_refused = true;
 	/* words of a configuration that is not the server's own are another matter there */
 	if (strncmp(GetConfigOption("default_text_search_config", false, false), "pg_catalog.", 11) == 0)
-		session->settings_refused = !session_run(session, sql, deadline, NULL);
+		session->settings_refused = !cutover_route_ask(session, sql, deadline, NULL);
 	if (cutover_endpoint_is_usable(session->ep))
 		session->settings = MemoryContextStrdup(TopMemoryContext, sql);
 	pfree(sql);
@@ -183,7 +183,7 @@ cutover_route_same_collation(RouteSession *session, TimestampTz deadline)
 		char	   *theirs = NULL;
 		char	   *ours;
 
-		if (!session_run(session, COLLATION_SQL, deadline, &theirs))
+		if (!cutover_route_ask(session, COLLATION_SQL, deadline, &theirs))
 			return false;
 		ours = session_own_collation();
 		session->collation = ours && theirs && strcmp(ours, theirs) == 0;

@@ -105,6 +105,7 @@ extern void cutover_route_ended(RouteStream *stream);
 extern void cutover_route_free_connection(RouteSession *session);
 
 /* route_session.c: what new is told of this session */
+extern bool cutover_route_ask(RouteSession *session, const char *sql, TimestampTz deadline, char **value);
 extern bool cutover_route_send_settings(RouteSession *session, TimestampTz deadline);
 extern bool cutover_route_same_collation(RouteSession *session, TimestampTz deadline);
 

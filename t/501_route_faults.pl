@@ -176,6 +176,19 @@ is(ask("BEGIN ISOLATION LEVEL REPEATABLE READ; $READ; SAVEPOINT s; SELECT 1 / (i
 	'a savepoint in it');
 $new->safe_psql('postgres', q{UPDATE mark SET side = 'new'; ALTER TABLE mark ENABLE TRIGGER ALL});
 
+# ---- a transaction with one snapshot does not overwrite what it could not see
+
+is(cutover_signal_worker($old, 'cutover replicator', 'STOP'), 1, 'new lags');
+$old->safe_psql('postgres', q{UPDATE mark SET side = side || '!' WHERE id IN (20, 21)});
+is(ask(q{BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT side FROM mark WHERE id = 20}), 'new', 'new does not have an update yet');
+is(ask(q{UPDATE mark SET side = 'lost' WHERE id = 22; UPDATE mark SET side = 'lost' WHERE id = 20}), 'error 40001', 'the row that it has not can not be updated');
+like($session->{stderr}, qr/new did not have yet/, 'and the error says why');
+is(ask(q{ROLLBACK; BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT side FROM mark WHERE id = 21; DELETE FROM mark WHERE id = 21}), "newerror 40001", 'nor deleted');
+is(ask(q{ROLLBACK; BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT side FROM mark WHERE id = 23; UPDATE mark SET side = side WHERE id = 23; UPDATE mark SET side = side WHERE id = 23; COMMIT}), 'new', 'others can');
+is(ask(q{BEGIN; SELECT count(*) FROM mark WHERE id = 20; UPDATE mark SET side = side WHERE id = 20; ROLLBACK}), 1, 'READ COMMITTED promises no such thing');
+cutover_signal_worker($old, 'cutover replicator', 'CONT');
+cutover_wait($old);
+
 # ---- what only new refuses
 
 $new->safe_psql('postgres', 'ALTER TABLE typed ALTER n TYPE bigint');
