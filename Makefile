@@ -116,6 +116,7 @@ OBJS = \
 	worker/reverse_apply.o \
 	worker/reverse_map.o \
 	worker/reverse_state.o \
+	worker/reverse_write.o \
 	worker/rotate.o \
 	worker/session.o \
 	worker/shadow_check.o \
