@@ -109,7 +109,15 @@ BEGIN
 				message := SQLERRM;
 				IF d.kind = 'foreign_key' AND SQLSTATE = '23503' AND strpos(d.definition, '/* cutover: then */') = 0 THEN
 					-- rows are missing: at least no more of that kind
-					EXECUTE rtrim(d.definition, '; ') || ' NOT VALID';
+					BEGIN
+						EXECUTE rtrim(d.definition, '; ') || ' NOT VALID';
+					EXCEPTION
+						WHEN duplicate_object THEN
+							NULL; -- the copy has already come as far
+						WHEN wrong_object_type OR feature_not_supported THEN
+							RETURN NEXT; -- not on a partitioned table
+							CONTINUE;
+					END;
 					DELETE FROM cutover.deferred f WHERE f.id = d.id;
 					definition := format('ALTER TABLE %s VALIDATE CONSTRAINT %I', d.relation, d.name);
 				END IF;

@@ -43,4 +43,18 @@ cutover_same_tables($old, $new, 'top', 'low');
 $old->safe_psql('postgres', 'SELECT cutover_cancel()');
 is($new->safe_psql('postgres', q{SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND connamespace = 'public'::regnamespace}), '2', 'it is back in the end');
 
+# foreign keys of new that rows of old violate: they keep the copy from its end, but nobody from giving up
+$old->safe_psql('postgres', 'CREATE TABLE lone (id int PRIMARY KEY, other int); CREATE TABLE lone_part (id int PRIMARY KEY, other int) PARTITION BY RANGE (id);'
+	. ' CREATE TABLE lone_1 PARTITION OF lone_part DEFAULT; INSERT INTO lone VALUES (1, 1); INSERT INTO lone_part VALUES (1, 1)');
+$new->safe_psql('postgres', 'SET ROLE mover; CREATE TABLE other (id int PRIMARY KEY); CREATE TABLE lone (id int PRIMARY KEY, other int REFERENCES other);'
+	. ' CREATE TABLE lone_part (id int PRIMARY KEY, other int REFERENCES other) PARTITION BY RANGE (id); CREATE TABLE lone_1 PARTITION OF lone_part DEFAULT');
+cutover_add_target($old, $new, user => 'mover');
+$old->safe_psql('postgres', q{SELECT cutover_add_table('lone'); SELECT cutover_add_table('lone_part'); SELECT cutover_start()});
+ok(cutover_poll('the rows violate them', sub {
+	return $old->safe_psql('postgres', q{SELECT count(*) FROM cutover.tables WHERE phase_reason ~ 'violates foreign key'}) eq '2' }, node => $old), 'and that is said');
+$old->safe_psql('postgres', q{SELECT cutover_remove_table('lone')});
+is($new->safe_psql('postgres', q{SELECT convalidated FROM pg_constraint WHERE conrelid = 'lone'::regclass AND contype = 'f'}), 'f', 'a table is removed');
+$old->safe_psql('postgres', 'SELECT cutover_cancel()');
+is($new->safe_psql('postgres', q{SELECT count(*) FROM pg_namespace WHERE nspname = 'cutover'}), '0', 'the migration given up');
+
 done_testing();
