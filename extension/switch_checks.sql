@@ -56,8 +56,9 @@ CREATE FUNCTION cutover._check_reverse(target_id int)
 RETURNS TABLE (check_name text, object text, message text, hint text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 	SELECT 'reverse', t.old_table::regclass::text, 'old could not follow new: ' || t.reverse_closed,
-		'Give the way back in reverse_columns of cutover_add_table().'
-	FROM cutover._table t WHERE t.target_id = $1 AND t.reverse_closed IS NOT NULL
+		CASE x.mode WHEN 'new_only' THEN 'cutover_compare() shows what of it old does not have, and what would be lost.'
+			ELSE 'Give the way back in reverse_columns of cutover_add_table().' END
+	FROM cutover._table t JOIN cutover._target x ON x.target_id = t.target_id WHERE t.target_id = $1 AND t.reverse_closed IS NOT NULL
 $$;
 COMMENT ON FUNCTION cutover._check_reverse(int) IS 'tables whose changes on new can not come back to old';
 

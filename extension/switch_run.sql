@@ -90,17 +90,37 @@ BEGIN
 END
 $$;
 
+-- Tables of which new has not captured every change.  The replicator looks for them now and then, and may not have seen the last ones.
+CREATE FUNCTION cutover._note_uncaptured(target_id int) RETURNS boolean
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+	UPDATE cutover._table b SET reverse_closed = r->>'reason'
+	FROM cutover._new_exec($sql$
+		SELECT c.table_id, coalesce(min(d.reason), 'its capture trigger on new was missing or disabled for some time') AS reason
+		FROM cutover.captured c LEFT JOIN cutover.capture_closed d ON d.table_id = c.table_id
+		WHERE d.table_id IS NOT NULL OR EXISTS (
+			SELECT FROM (SELECT to_regclass(c.relation) UNION SELECT p.relid FROM pg_partition_tree(to_regclass(c.relation)) p) r (relid)
+			WHERE NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = r.relid AND t.tgenabled = 'A'
+				AND t.tgfoid = to_regprocedure(format('cutover.capture_key_%s()', c.table_id))))
+		GROUP BY 1$sql$) r
+	WHERE b.target_id = $1 AND b.table_id = (r->>'table_id')::int AND b.reverse_closed IS NULL;
+	RETURN FOUND;
+END
+$$;
+COMMENT ON FUNCTION cutover._note_uncaptured(int) IS 'notes tables that old can not follow new for, as new sees it';
+
 -- With the gate closed: the other side has everything, and sequences are ahead.
 CREATE FUNCTION cutover._drain(target_id int, to_mode text, old_names text[], new_names text[], force boolean) RETURNS boolean
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	v_ticket bigint := cutover._draw_ticket(target_id);
 	v_direction text := CASE to_mode WHEN 'new_only' THEN 'forward' ELSE 'reverse' END;
+	v_uncaptured boolean := to_mode <> 'new_only' AND cutover._note_uncaptured(target_id);
 BEGIN
 	PERFORM cutover._align_sequences(cutover._master(to_mode), old_names, new_names, false);
 	IF NOT cutover._await_ticket(target_id, v_ticket, 1000, false) THEN
 		RETURN false;
-	ELSIF NOT force AND EXISTS (SELECT FROM cutover._apply_error e WHERE e.target_id = _drain.target_id AND e.direction = v_direction) THEN
+	ELSIF NOT force AND (v_uncaptured OR EXISTS (SELECT FROM cutover._apply_error e WHERE e.target_id = _drain.target_id AND e.direction = v_direction)) THEN
 		PERFORM cutover._check_objections(target_id, to_mode, false);
 	END IF;
 	RETURN true;
@@ -241,6 +261,10 @@ BEGIN
 		UPDATE cutover._table b SET clean_passes = 0 WHERE b.target_id = t.target_id AND b.reverse_closed IS NOT NULL AND b.clean_passes <> 0;
 		BEGIN
 			PERFORM cutover._remove_reverse(target_id);
+			IF EXISTS (SELECT FROM cutover._table b WHERE b.target_id = t.target_id AND b.reverse_closed IS NOT NULL) THEN
+				-- whoever turned the triggers for capture off has done so with the guard
+				PERFORM cutover._install_new_guard(target_id);
+			END IF;
 		EXCEPTION WHEN OTHERS THEN
 			RAISE WARNING 'the way back could not be taken off new' USING DETAIL = SQLERRM,
 				HINT = 'It does no harm there; the next switch uses it, cutover_cancel() removes it.';

@@ -145,7 +145,9 @@ $old->append_conf('postgresql.conf', "cutover.queue_limit = 0\ncutover.capture =
 $old->start;
 cutover_poll('old hears of it', sub {
 	return $old->safe_psql('postgres', q{SELECT reverse_closed FROM cutover._table WHERE old_table = 'item'::regclass}) =~ /queue_limit/ }, node => $old);
+app(q{ALTER TABLE part_1 DISABLE TRIGGER ALL});
 is(set_mode('old_only'), 'old_only', 'force goes back all the same');
+is(on_new(q{SELECT count(*) FROM pg_trigger WHERE tgname = ' cutover guard' AND tgenabled <> 'A'}), '0', 'the guard is whole again');
 on_old(q{UPDATE heard SET v = 'again'});
 cutover_wait($old);
 is(on_new('SELECT count(*) FROM log'), '1', 'and then we are not heard any more');
