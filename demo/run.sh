@@ -112,7 +112,7 @@ application() {
 	while [ ! -e "$work/closed" ]; do
 		part=$((part + 1))
 		pgbench -n -h "$work" -p 6432 -c "$CLIENTS" -j 1 -R "$RATE" -T 3 -l --log-prefix="$work/load/latency" -D customers=$((SCALE / 10)) -D orders="$SCALE" \
-			-f load/order.sql@6 -f load/cancel.sql@1 -f load/stock.sql@2 -f load/customer.sql@2 -f load/session.sql@3 \
+			-f load/order.sql@6 -f load/cancel.sql@1 -f load/stock.sql@2 -f load/customer.sql@2 -f load/session.sql@3 -f load/browse.sql@6 \
 			app > "$work/load/part.$part" 2>&1 || echo 'number of failed transactions: 1' >> "$work/load/part.$part"
 	done
 }
@@ -347,6 +347,91 @@ say "new is up again"
 begun=$SECONDS
 ask "SELECT cutover_wait('2 min')"
 good "caught up $((SECONDS - begun)) seconds later"
+[ "$(refused)" = 0 ] || bad "clients saw $(refused) failed transactions"
+
+chapter "Reads"
+say "Next, new is to answer SELECTs, through old: applications change nothing. No restart, but connections that are open must come again."
+ask "SELECT cutover_enable_router()"
+shown "pgbouncer=# RECONNECT app"
+psql -Xqc 'RECONNECT app' -h "$work" -p 6432 -d pgbouncer
+for i in $(seq 100); do
+	[ "$(old -c "SELECT count(*) FROM cutover.sessions WHERE NOT routable")" != 0 ] || break
+	sleep 0.1
+done
+[ "$(old -c "SELECT count(*) > 0 AND bool_and(routable) FROM cutover.sessions")" = t ] \
+	&& good "every session of the shop has the library" || bad "sessions without the library: $(old -c "SELECT * FROM cutover.sessions WHERE NOT routable")"
+
+echo
+say "Nobody sees new's answers yet. But somebody has forgotten an index there, and renamed a category:"
+lost_index=$(new -c "SELECT indexdef FROM pg_indexes WHERE indexname = 'ledger_order_id_idx'")
+renamed=$(new -c "SELECT category_id FROM product_category GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT 1")
+shown "new=# DROP INDEX ledger_order_id_idx"
+new -c "DROP INDEX ledger_order_id_idx"
+shown "new=# UPDATE category SET name = 'Miscellaneous' WHERE id = $renamed"
+new -v id="$renamed" <<-'SQL'
+	BEGIN;
+	SELECT format('ALTER TABLE category DISABLE TRIGGER %I', tgname) FROM pg_trigger WHERE tgrelid = 'category'::regclass AND tgfoid = to_regprocedure('cutover.guard()') \gexec
+	UPDATE category SET name = 'Miscellaneous' WHERE id = :id;
+	SELECT format('ALTER TABLE category ENABLE ALWAYS TRIGGER %I', tgname) FROM pg_trigger WHERE tgrelid = 'category'::regclass AND tgfoid = to_regprocedure('cutover.guard()') \gexec
+	COMMIT;
+SQL
+say "Every SELECT is run on new, too, unseen and with nobody waiting for it, and its result and time are compared:"
+ask "SELECT cutover_set_shadow_ratio(100)"
+slow="SELECT count(*) FROM cutover.shadow_read WHERE query LIKE '%FROM ledger%' AND calls >= 200 AND new_p95 > 3 * old_p95"
+for i in $(seq 300); do
+	[ "$(old -c "SELECT count(*) > 0 AND ($slow) > 0 FROM cutover.shadow_mismatch")" = f ] || break
+	sleep 0.2
+done
+table "SELECT calls, mismatches AS wrong, errors, old_p95, new_p95, left(query, 60) AS query FROM cutover.shadow_read WHERE calls > 50 AND query ~ 'product|stock|orders|ledger' ORDER BY new_p95 / old_p95 DESC"
+[ "$(old -c "$slow")" = 1 ] && good "the query that misses its index stands out: new takes $(old -c "SELECT round((new_p95 / old_p95)::numeric) FROM cutover.shadow_read WHERE query LIKE '%FROM ledger%' AND calls >= 200 ORDER BY calls DESC LIMIT 1") times as long" \
+	|| bad "the slow query on new was not found"
+table "SELECT left(query, 48) || '…' AS query, sample->'only_on_old' AS only_on_old, sample->'only_on_new' AS only_on_new FROM cutover.shadow_mismatch LIMIT 1"
+[ "$(old -c "SELECT count(*) > 0 AND bool_and(query LIKE '%JOIN category%') FROM cutover.shadow_mismatch")" = t ] \
+	&& good "and the wrong name is found, by a query that shows it; nothing else differs" || bad "mismatches: $(old -c "SELECT query FROM cutover.shadow_mismatch LIMIT 5")"
+say "The index comes back; what the sample points at is compared and repaired:"
+ask "SELECT cutover_set_shadow_ratio(0)"
+shown "new=# CREATE INDEX ON ledger (order_id)"
+new -c "$lost_index"
+ask "SELECT table_name, different FROM cutover_compare('{category}', method => 'full')"
+ask "SELECT * FROM cutover_compensate() WHERE repaired > 0"
+[ "$(old -c "SELECT sum(missing + extra + different + representation) FROM cutover_compare('{category}', method => 'full')")" = 0 ] && good "compared once more: clean" || bad "category still differs"
+
+# reads that new has answered so far
+routed() { old -c "SELECT routed FROM cutover.read_stats"; }
+# ratio PERCENT: so many customers are served by new, which has to show soon
+ratio() {
+	local was
+	shown "shop=# SELECT cutover_set_read_ratio($1)"
+	old -c "SELECT cutover_set_read_ratio($1)" > /dev/null
+	was=$(routed)
+	sleep 3
+	if [ "$1" = 0 ]; then return; fi
+	for i in $(seq 200); do [ "$(routed)" -le $((was + 20)) ] || break; sleep 0.1; done
+	table "SELECT routed, kept, fallbacks, reasons - '{row_lock,transaction,transaction_wrote,ratio}'::text[] AS reasons FROM cutover.read_stats"
+	[ "$(routed)" -gt $((was + 20)) ] && good "new has answered $(thousands "$(routed)") reads" || bad "new answers nothing"
+}
+
+echo
+say "Now for real: a tenth of the customers, then all. Who has just written is served by old until new has it."
+ratio 10
+ratio 100
+say "new is stopped, with all reads going there:"
+stop new fast
+at=$(committed)
+for i in $(seq 300); do [ "$(committed)" -le $((at + 1000)) ] || break; sleep 0.1; done
+was=$(routed)
+sleep 1
+table "SELECT routed, fallbacks, breaker, reasons - '{row_lock,transaction,transaction_wrote,ratio}'::text[] AS reasons FROM cutover.read_stats"
+[ "$(routed)" = "$was" ] && [ "$(committed)" -gt $((at + 1000)) ] && good "old answers: $(thousands $(($(committed) - at))) transactions since" || bad "reads don't go on"
+[ "$(refused)" = 0 ] && good "failed transactions: 0" || bad "clients saw $(refused) failed transactions"
+start new
+say "new is up again"
+ask "SELECT cutover_wait('2 min')"
+ratio 0
+was=$(routed)
+sleep 2
+[ "$(routed)" = "$was" ] && good "all reads are old's again, from the next statement on" || bad "new still answers"
+ask "SELECT cutover_disable_router()"
 [ "$(refused)" = 0 ] || bad "clients saw $(refused) failed transactions"
 
 # switch MODE SIDE: while customers are shopping; how long any of them waited
