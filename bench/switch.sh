@@ -45,9 +45,10 @@ bouncer() {
 }
 bouncer_ends() {
 	kill "$(cat "$work/bouncer.pid")" 2> /dev/null || true
-	while [ -S "$work/.s.PGSQL.6432" ]; do sleep 0.05; done
+	while [ -e "$work/bouncer.pid" ]; do sleep 0.05; done
+	rm -f "$work/.s.PGSQL.6432"
 }
-admin() { psql -XqAt -h "$work" -p 6432 -d pgbouncer -c "$1"; }
+admin() { PGOPTIONS="" psql -XqAt -h "$work" -p 6432 -d pgbouncer -c "$1"; }
 
 load_begins() {
 	rm -f "$work"/load.*
@@ -57,7 +58,7 @@ load_begins() {
 }
 # failed: clients that were aborted or transactions that failed so far
 failed() { grep -cE 'aborted|ERROR' "$work/pgbench.out" || true; }
-load_ends() { kill -INT "$load" 2> /dev/null || true; wait "$load" 2> /dev/null || true; }
+load_ends() { kill -TERM "$load" 2> /dev/null || true; wait "$load" 2> /dev/null || true; }
 
 # longest FROM TO: longest latency in ms of transactions that ended between these times and those a second later
 longest() { sleep 1.2; cat "$work"/load.* | awk -v a="$1" -v b="$2" '{ t = $5 + $6 / 1e6 } t >= a && t <= b + 1 && $3 > m { m = $3 } END { printf "%.1f", m / 1000 }'; }
@@ -69,7 +70,7 @@ ours() {
 	old switch_ours -c 'SELECT cutover_add_tables()' -c 'SELECT cutover_start(copy => false)' > /dev/null
 	until [ "$(old switch_ours -c "SELECT bool_and(phase = 'synced') FROM cutover.progress")" = t ]; do sleep 0.1; done
 	bouncer switch_ours
-	"$here/../demo/pgbouncer-listener.pl" --old "$(address old switch_ours)" --admin "host=$work port=6432 dbname=pgbouncer" \
+	PGOPTIONS="" "$here/../demo/pgbouncer-listener.pl" --old "$(address old switch_ours)" --admin "host=$work port=6432 dbname=pgbouncer" \
 		--database app --ini "$work/bouncer.ini" --old-address "$(address old switch_ours)" --new-address "$(address new switch_ours)" > "$work/listener.log" 2>&1 &
 	until grep -q ready "$work/listener.log"; do sleep 0.1; done
 	load_begins
