@@ -52,8 +52,8 @@ is($old->safe_psql('postgres', q{SELECT bool_and(clean_passes > 0) FROM cutover.
 is($old->safe_psql('postgres', q{SELECT sum(missing + extra + different) FROM cutover.compare_history}), '32', 'found once, and nothing else');
 
 # it comes back
-cutover_poll('a pass is under way', sub { cutover_worker_pids($old, 'cutover (compare schedule|comparer)') }, node => $old);
-ok(cutover_crash($old, 'cutover (compare schedule|comparer)'), 'workers are killed in the midst');
+# passes are short: some attempts come too late for one
+ok(cutover_poll('workers are killed', sub { cutover_crash($old, 'cutover (compare schedule|comparer)') }, node => $old), 'workers are killed in the midst');
 more_passes('passes go on after a crash');
 $old->restart;
 more_passes('and after a restart');
