@@ -314,6 +314,8 @@ BEGIN
 	IF cutover._master(t.mode) = cutover._master(mode) THEN
 		-- old stays master, so nobody is kept waiting: transactions learn of it by cache invalidation
 		result := cutover._record_mode(target_id, mode, t.epoch + 1, interval '0', 0, options);
+		COMMIT;
+		-- whoever commits after this call finds a worker that knows
 		PERFORM cutover._wake_replicator(target_id);
 	ELSE
 		COMMIT;

@@ -159,7 +159,11 @@ cutover_replicator_pid(PG_FUNCTION_ARGS)
 Datum
 cutover_wake_replicator(PG_FUNCTION_ARGS)
 {
-	cutover_shmem_wake(cutover_shmem_slot(PG_GETARG_INT32(0), false));
+	CutoverSlot *slot = cutover_shmem_slot(PG_GETARG_INT32(0), false);
+
+	if (slot != NULL)
+		pg_atomic_write_u32(&slot->reread, 1);
+	cutover_shmem_wake(slot);
 	PG_RETURN_VOID();
 }
 

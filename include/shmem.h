@@ -14,7 +14,7 @@
 #include "storage/condition_variable.h"
 #include "storage/spin.h"
 
-#define CUTOVER_SHMEM_VERSION 3 /* +1 when a slot gets another layout */
+#define CUTOVER_SHMEM_VERSION 4 /* +1 when a slot gets another layout */
 #define CUTOVER_MAX_SLOTS 16
 #define CUTOVER_TEXT_LEN 384
 #define CUTOVER_DUAL_RING 64
@@ -68,6 +68,7 @@ typedef struct CutoverSlot
 	int			nlate;
 	uint64		late_dropped;	/* those that had no room */
 	pg_atomic_uint32 dirty;		/* somebody committed since the worker last looked */
+	pg_atomic_uint32 reread;	/* the target's row has changed since the worker last read it */
 	pg_atomic_uint32 sending;	/* copiers that send rows now */
 	pg_atomic_uint32 shadow_ring;	/* handle of the segment for shadow reads; 0 = there is none */
 	pg_atomic_uint64 shadow_lost;	/* samples that found no ring at all */

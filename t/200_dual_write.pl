@@ -140,6 +140,17 @@ unlike($run->('UPDATE account SET balance = 14 WHERE id = 11'), qr/WARNING/, 'co
 cutover_thaw(@frozen);
 cutover_wait($old);
 cutover_same_rows($old, $new, 'account');
+
+# ---- the mode is in force when the call returns, for the worker as well
+
+$new->safe_psql('postgres', 'ALTER TABLE account ADD CONSTRAINT sane CHECK (balance < 50000)');
+for my $i (20 .. 22)
+{
+	$old->safe_psql('postgres', q{SELECT cutover_set_mode('dual_write')});
+	like($run->("UPDATE account SET balance = 60000 WHERE id = $i"), qr/WARNING/, "rejected at once, time $i");
+	$old->safe_psql('postgres', q{SELECT cutover_set_mode('old_only')});
+}
+is($old->safe_psql('postgres', q{SELECT count(*) FROM cutover.dual_write_failure WHERE sqlstate = '23514' AND (key->>'id')::int BETWEEN 20 AND 22}), '3', 'and each is written down');
 ok(!$old->log_contains('PANIC'), 'no PANIC');
 
 done_testing();

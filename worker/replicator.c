@@ -123,7 +123,8 @@ replicator_read_target(Replicator *r)
 	bool		running = false;
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (!TimestampDifferenceExceeds(r->target_read_at, now, TARGET_EVERY_MS))
+	if ((r->slot == NULL || pg_atomic_exchange_u32(&r->slot->reread, 0) == 0) &&
+		!TimestampDifferenceExceeds(r->target_read_at, now, TARGET_EVERY_MS))
 		return true;
 	r->target_read_at = now;
 	cutover_replicator_begin();

@@ -119,6 +119,7 @@ cutover_shmem_attach(void)
 			pg_atomic_init_u64(&slot->breaker_since, 0);
 			SpinLockInit(&slot->dual_mutex);
 			pg_atomic_init_u32(&slot->dirty, 0);
+			pg_atomic_init_u32(&slot->reread, 0);
 			pg_atomic_init_u32(&slot->sending, 0);
 			pg_atomic_init_u32(&slot->shadow_ring, 0);
 			pg_atomic_init_u64(&slot->shadow_lost, 0);
