@@ -72,7 +72,7 @@ ours() {
 	bouncer switch_ours
 	PGOPTIONS="" "$here/../demo/pgbouncer-listener.pl" --old "$(address old switch_ours)" --admin "host=$work port=6432 dbname=pgbouncer" \
 		--database app --ini "$work/bouncer.ini" --old-address "$(address old switch_ours)" --new-address "$(address new switch_ours)" > "$work/listener.log" 2>&1 &
-	until grep -q ready "$work/listener.log"; do sleep 0.1; done
+	until grep -qs ready "$work/listener.log"; do sleep 0.1; done
 	load_begins
 	for i in $(seq "$SWITCHES"); do
 		a=$(now)
