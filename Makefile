@@ -4,6 +4,7 @@
 #   make test          everything below: sql/, sql/isolation/, t/, on throw-away servers
 #   make demo          a shop moves to a new server while it is open
 #   make test-matrix   other versions of PostgreSQL, in folders of their own
+#   make test-core     PostgreSQL's own tests with our library loaded: SRC=/path/to/source
 #   make assert-build  compile with assertions, for the compiler's sake
 #   make checkver      one version everywhere   make dist      an archive of HEAD
 # REGRESS, ISOLATION and TAP choose tests: make test REGRESS=capture ISOLATION= TAP=t/001_basic.pl
@@ -236,7 +237,7 @@ extension/cutover--$(EXTVERSION).sql: $(SQL_PARTS)
 # "deps" may bring the very pg_config that this file is read with: go on in a new make
 RUN_ENV = PG_CONFIG="$(PG_CONFIG)" CUTOVER_PREFIX="$(CUTOVER_PREFIX)"
 
-.PHONY: test-random deps test demo test-run demo-run install-for-run test-modules test-matrix assert-build checkver dist
+.PHONY: test-core test-random deps test demo test-run demo-run install-for-run test-modules test-matrix assert-build checkver dist
 deps:
 	@t/deps.sh
 
@@ -267,6 +268,10 @@ test-random: deps
 
 test-matrix: deps
 	@t/matrix.sh
+
+# SRC: a source tree of the server's version; its regression tests, with our library in every session
+test-core: install-for-run
+	@$(RUN_ENV) t/core.sh "$(SRC)"
 
 # Debian's server has no assertions; this is for what the compiler says of ours
 assert-build:
