@@ -62,6 +62,7 @@ OBJS = \
 	extension/shadow_ring.o \
 	extension/shadow_settings.o \
 	extension/tracked.o \
+	extension/tracked_relation.o \
 	extension/wait.o \
 	worker/action_worker.o \
 	worker/applier.o \

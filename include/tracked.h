@@ -102,6 +102,9 @@ typedef struct CutoverRelation
 /* Registers the invalidation callback. */
 extern void cutover_tracked_init(void);
 
+/* For the cache: what our tables say of rel, into its entry but for target and state; false if nothing (tracked_relation.c). */
+extern bool cutover_tracked_read_relation(CutoverRelation *entry, Relation rel);
+
 /* The entry of a relation; never NULL, but possibly not active. */
 extern CutoverRelation *cutover_tracked_relation(Relation rel);
 extern CutoverTarget *cutover_tracked_target(int32 target_id);
