@@ -193,10 +193,13 @@ BEGIN
 			DETAIL = coalesce('It is in use by ' || v_blockers || '.', 'It was in use at every attempt.'),
 			HINT = 'End these transactions and call cutover_finish() again: it goes on from here.';
 	END IF;
-	PERFORM cutover._remove_reverse(target_id);
-	COMMIT;
-	CALL cutover._unguard_new(target_id);
-	PERFORM cutover._drop_new_side(target_id);
+	-- after cutover.abandon() there is nothing of ours on new
+	IF cutover._owner_of_new(target_id) <> 'foreign' THEN
+		PERFORM cutover._remove_reverse(target_id);
+		COMMIT;
+		CALL cutover._unguard_new(target_id);
+		PERFORM cutover._drop_new_side(target_id);
+	END IF;
 	PERFORM cutover._forget_path(target_id);
 	PERFORM cutover._log_event('finish', jsonb_build_object('epoch', v_target.epoch), target_id);
 	COMMIT;

@@ -121,7 +121,10 @@ $new->safe_psql('postgres', 'DROP TABLE other');
 set_up(q{cutover_add_tables()});
 $old->safe_psql('postgres', q{SELECT cutover_set_mode('new_only', force => true)});
 $old->safe_psql('postgres', q{SELECT cutover_pause()});
+# somebody tidied up on new before
+$new->safe_psql('postgres', q{SELECT cutover.abandon()});
 $old->safe_psql('postgres', q{SELECT cutover_finish()});
+is($old->safe_psql('postgres', 'SELECT state FROM cutover.status'), 'finished', 'finished where new was abandoned, too');
 is($old->safe_psql('postgres', 'SHOW transaction_read_only'), 'on', 'new sessions stay read-only');
 is(cutover_error($old, "$rw DELETE FROM account")->{sqlstate}, '25006', 'those that are not are refused');
 is($new->safe_psql('postgres', 'SHOW transaction_read_only'), 'off', 'new is a database like any other');
